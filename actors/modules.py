@@ -1,0 +1,154 @@
+"""The three ways a VLM is used in training: as policy or reference, as critic, as reward model.
+
+Each module wraps the whole forward, so that DeepSpeed's hooks see every parameter, and returns
+`Outputs` at the target tokens only. The language head is applied to target positions, in chunks
+(`trainers.logprobs`), so that full logits never exist.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainers.batch import Batch
+from trainers.logprobs import pad_targets, token_logprobs
+from trainers.method import Outputs
+
+HEAD_FILE = "reward/score_head.safetensors"
+"""In a folder of its own: vLLM would load every safetensors file beside the weights."""
+REWARD_FILE = "reward/reward.json"
+
+
+def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A Hugging Face VLM with dropout off everywhere (otherwise the first PPO ratio is not 1)."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def hidden_states(vlm: Any, batch: Batch) -> Tensor:
+    """Last-layer hidden states, shape (B, T, H)."""
+    output = vlm.model(
+        input_ids=batch.input_ids_BT,
+        attention_mask=batch.attention_mask_BT,
+        use_cache=False,
+        **batch.model_inputs,
+    )
+    hidden_BTH: Tensor = output.last_hidden_state
+    return hidden_BTH
+
+
+class PolicyModule(nn.Module):
+    """Log-probabilities of the target tokens: the policy, and (frozen) the reference."""
+
+    def __init__(self, vlm: Any, *, banned_ids: list[int], temperature: float = 1.0):
+        super().__init__()
+        self.vlm = vlm
+        self.temperature = temperature
+        self.register_buffer("banned_ids", torch.tensor(banned_ids), persistent=False)
+
+    def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
+        hidden_BTH = hidden_states(self.vlm, batch)
+        hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
+        logprobs_N, entropy_N = token_logprobs(
+            hidden_NH,
+            self.vlm.lm_head,
+            batch.targets_N,
+            temperature=self.temperature,
+            banned_ids=self.banned_ids,
+            with_entropy=with_entropy,
+        )
+        rows = batch.num_rows
+        logprobs_BR, _ = pad_targets(logprobs_N, batch.positions_N2, rows)
+        if entropy_N is None:
+            return Outputs(logprobs_BR=logprobs_BR)
+        return Outputs(
+            logprobs_BR=logprobs_BR, entropy_BR=pad_targets(entropy_N, batch.positions_N2, rows)[0]
+        )
+
+
+class CriticModule(nn.Module):
+    """Value of the state before each target token: VLM backbone and a linear head in float32.
+
+    The head starts at zero, so that the first values are 0 and not noise.
+    """
+
+    def __init__(self, vlm: Any):
+        super().__init__()
+        self.vlm = vlm
+        vlm.lm_head = nn.Identity()
+        self.head = nn.Linear(vlm.config.text_config.hidden_size, 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, batch: Batch) -> Outputs:
+        hidden_BTH = hidden_states(self.vlm, batch)
+        hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
+        values_N = self.head(hidden_NH.float())[:, 0]
+        return Outputs(values_BR=pad_targets(values_N, batch.positions_N2, batch.num_rows)[0])
+
+
+class ScoreHead(nn.Module):
+    """MM-RLHF's score head without dropout: Linear, tanh, Linear; the last layer starts at zero."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden_BH: Tensor) -> Tensor:
+        scores_B1: Tensor = self.out(torch.tanh(self.dense(hidden_BH.float())))
+        return scores_B1[:, 0]
+
+
+class RewardModule(nn.Module):
+    """Critique-based reward model (MM-RLHF): one backbone, LM head and score head.
+
+    `scores_B` is read at the last real token of `[image, prompt, response, request, critique]`;
+    `logprobs_BR` are those of the critique's tokens.
+    """
+
+    def __init__(self, vlm: Any, head: ScoreHead):
+        super().__init__()
+        self.vlm = vlm
+        self.head = head
+
+    def forward(self, batch: Batch) -> Outputs:
+        hidden_BTH = hidden_states(self.vlm, batch)
+        last_BH = hidden_BTH[torch.arange(batch.num_rows), batch.last_B]
+        hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
+        logprobs_N, _ = token_logprobs(hidden_NH, self.vlm.lm_head, batch.targets_N)
+        return Outputs(
+            scores_B=self.head(last_BH),
+            logprobs_BR=pad_targets(logprobs_N, batch.positions_N2, batch.num_rows)[0],
+        )
+
+
+def load_reward_module(folder: str | Path, dtype: torch.dtype = torch.float32) -> RewardModule:
+    """A reward model from its folder; without a saved head (a plain VLM) the head is new."""
+    vlm = load_vlm(folder, dtype)
+    head = ScoreHead(vlm.config.text_config.hidden_size)
+    file = Path(folder) / HEAD_FILE
+    if file.is_file():
+        head.load_state_dict(load_file(file))
+    return RewardModule(vlm, head)
+
+
+def save_score_head(module: RewardModule, folder: str | Path, settings: dict[str, Any]) -> None:
+    """Write the head and the settings (critique request) beside the backbone's Hugging Face folder."""
+    (Path(folder) / HEAD_FILE).parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in module.head.state_dict().items()},
+        Path(folder) / HEAD_FILE,
+    )
+    (Path(folder) / REWARD_FILE).write_text(json.dumps(settings, indent=2) + "\n")

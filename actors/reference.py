@@ -1,0 +1,67 @@
+"""The frozen reference: a policy module without an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from actors.memory import storage_bytes
+from actors.modules import PolicyModule, load_vlm
+from actors.train import score_rows
+from actors.weight_sync import Bucket, open_bucket
+from trainers.batch import Row
+from trainers.data.images import ImageStore
+from trainers.data.processing import Processing
+
+
+class ReferenceActor:
+    """Log-probabilities under frozen weights; `refresh` makes another policy the reference."""
+
+    def __init__(self, *, num_threads: int | None = None):
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self._module: PolicyModule | None = None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def load(
+        self, model_dir: str, image_root: str, *, temperature: float = 1.0, bf16: bool = False
+    ) -> None:
+        self.processing = Processing(model_dir, ImageStore(image_root))
+        vlm = load_vlm(model_dir, torch.bfloat16 if bf16 else torch.float32)
+        module = PolicyModule(
+            vlm, banned_ids=self.processing.banned_ids(), temperature=temperature
+        )
+        self._module = module.eval().requires_grad_(False).to(self.device)
+
+    def unload(self) -> None:
+        self._module = None
+
+    @torch.no_grad()
+    def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
+        """Logprobs of each row's target tokens."""
+        return score_rows(self._module, self.processing, rows, batch_size, self.device)
+
+    @torch.no_grad()
+    def refresh(self, buckets: Sequence[Bucket]) -> None:
+        """Take the weights of `buckets` (checkpoint names, every parameter).
+
+        Raises:
+            RuntimeError: a parameter is missing from the buckets, so it would stay stale.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        assert self._module is not None
+        new = dict(pair for bucket in buckets for pair in open_bucket(bucket))
+        own = self._module.vlm.state_dict()
+        # Reverting shares storage, so copying into the reverted view updates the module.
+        for name, tensor in revert_weight_conversion(self._module.vlm, own).items():
+            if name not in new:
+                raise RuntimeError(f"reference refresh: no weights for {name}; it would be stale")
+            tensor.copy_(new[name])
+
+    def memory(self) -> dict[str, int]:
+        if self._module is None:
+            return {}
+        return {"weights": storage_bytes(self._module.state_dict().values())}

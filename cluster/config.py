@@ -1,0 +1,224 @@
+"""The configuration of a run: one YAML under 100 lines, dotted overrides, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError
+
+from trainers.config import (
+    DPOConfig,
+    MethodConfig,
+    NSFTConfig,
+    PPOConfig,
+    Settings,
+    SFTConfig,
+)
+from trainers.data.errors import UserError
+
+METHODS: dict[str, type[PPOConfig | DPOConfig | NSFTConfig | SFTConfig]] = {
+    "ppo": PPOConfig,
+    "dpo": DPOConfig,
+    "nsft": NSFTConfig,
+    "sft": SFTConfig,
+}
+
+
+class RolloutConfig(Settings):
+    """What the policy answers in one round."""
+
+    num_prompts: int = Field(default=96, ge=1)
+    """Prompts per round."""
+    num_rollouts_per_prompt: int = Field(default=4, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=64, ge=1)
+    """Longest response."""
+    max_model_len: int = Field(default=384, ge=16)
+    """Prompt, images expanded, and response together; longer prompts are dropped and counted."""
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """Size of the KV cache on a machine without a GPU."""
+    gpu_memory_utilization: float = Field(default=0.4, gt=0, lt=1)
+
+
+class TrainConfig(Settings):
+    """How every trained copy is held and stepped."""
+
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    num_ranks: int = Field(default=1, ge=1)
+    """DeepSpeed ranks per trained copy."""
+    micro_batch_size: int = Field(default=64, ge=2)
+    """Rows per forward; does not change the gradient."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    bucket_mib: int = Field(default=256, ge=1)
+    """Largest message of a weight sync."""
+    parity_tolerance: float = Field(default=1e-4, gt=0)
+    """Largest mean |rollout logprob - trainer logprob| after a sync; above it the run stops."""
+    parity_rollouts: int = Field(default=16, ge=1)
+
+
+class DataConfig(Settings):
+    """Prompts from a file; without a path the built-in drawn world."""
+
+    path: str | None = None
+    """JSONL or parquet in TRL's columns."""
+    image_root: str | None = None
+    """Folder that image paths are relative to; the data file's own folder by default."""
+    max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
+    """More bad samples than this stop the run."""
+
+
+class EvalConfig(Settings):
+    """Held-out evaluation against ground truth; never by the judge."""
+
+    num_scenes: int = Field(default=500, ge=1)
+    """Held-out scenes for the figures before and after."""
+    num_curve_scenes: int = Field(default=128, ge=0)
+    """Held-out scenes after every round (for the curves); 0 turns it off."""
+
+
+class RunConfig(Settings):
+    """One run of one method."""
+
+    name: str = ""
+    """Folder under `output`; method and time by default."""
+    output: str = "runs"
+    seed: int = 0
+    rounds: int = Field(default=5, ge=1)
+    model: str | None = None
+    """Hugging Face VLM folder; without it the built-in base model."""
+    judge: str | None = None
+    """Folder of a critique reward model, `module:function`, or `random`; without it the built-in
+    critique model."""
+    method: Annotated[MethodConfig, Field(discriminator="name")]
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    eval: EvalConfig = EvalConfig()
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads per actor; by default as many as there are cores."""
+
+
+class CompareConfig(Settings):
+    """Several methods on the built-in task, with equal prompts, rollouts and judge calls."""
+
+    name: str = ""
+    output: str = "runs"
+    seed: int = 0
+    quick: bool = False
+    """Marks a run whose numbers are too small to conclude from; set by `--quick`."""
+    rounds: int = Field(default=5, ge=1)
+    arms: tuple[str, ...] = ("ppo", "dpo", "nsft", "sft", "random")
+    """`random` is DPO with scores drawn by chance instead of the judge: the floor."""
+    ppo: PPOConfig = PPOConfig()
+    dpo: DPOConfig = DPOConfig()
+    nsft: NSFTConfig = NSFTConfig()
+    sft: SFTConfig = SFTConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    num_threads: int | None = Field(default=None, ge=1)
+
+    def arm(self, name: str) -> RunConfig:
+        """The single-method configuration that an arm runs with."""
+        method: MethodConfig = self.dpo if name == "random" else getattr(self, name)
+        return RunConfig(
+            name=name,
+            output=self.output,
+            seed=self.seed,
+            rounds=self.rounds,
+            judge="random" if name == "random" else None,
+            method=method,
+            rollout=self.rollout,
+            train=self.train,
+            eval=self.eval,
+            num_threads=self.num_threads,
+        )
+
+
+QUICK: dict[str, Any] = {
+    "quick": True,
+    "rounds": 2,
+    "rollout": {"num_prompts": 48},
+    "eval": {"num_scenes": 150, "num_curve_scenes": 64},
+}
+"""What `compare --quick` changes; the built-in models are trained for fewer steps too."""
+
+C = TypeVar("C", bound=Settings)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; `UserError` names the file."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: a mapping of keys was expected")
+    return loaded
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set dotted keys: `["--method.kl_coef", "0.1"]` or `["--method.kl_coef=0.1"]`."""
+    words = list(overrides)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"{word!r}: options look like --rollout.num_prompts 64")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"--{key}: a value is missing")
+            text = words.pop(0)
+        target = values
+        *parents, leaf = key.replace("-", "_").split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--{key}: {parent} is a value, not a group of keys")
+        target[leaf] = yaml.safe_load(text)
+    return values
+
+
+def validate(model: type[C], values: Mapping[str, Any], source: str = "config") -> C:
+    """`model` from plain values; the first problem becomes one line with the nearest valid key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        path = [str(part) for part in problem["loc"] if part not in METHODS]
+        key = ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            group = _group_at(model, values, path[:-1])
+            near = difflib.get_close_matches(path[-1], group, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(group)}"
+            raise UserError(f"{source}: unknown key {key!r}; {hint}") from None
+        raise UserError(
+            f"{source}: {key}: {problem['msg']} (got {problem.get('input')!r})"
+        ) from None
+
+
+def _group_at(model: type[Settings], values: Mapping[str, Any], path: Sequence[str]) -> list[str]:
+    """Names of the valid keys of the group at `path`."""
+    current: Any = model
+    for part in path:
+        values = values.get(part, {}) if isinstance(values, Mapping) else {}
+        if part == "method":
+            current = METHODS[str(values.get("name", "ppo"))]
+        else:
+            current = current.model_fields[part].annotation
+    return sorted(current.model_fields)
+
+
+def to_yaml(config: Settings) -> str:
+    return str(yaml.safe_dump(config.model_dump(), sort_keys=False))

@@ -1,0 +1,164 @@
+"""The Ray session: actors by role, started once and reused by every run in the process.
+
+Actors are plain classes of `actors/`; only here do they become Ray actors. A role that a method
+does not declare is unloaded, so that what memory reports is what the method needs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from actors.engine import EngineSpec
+from actors.reference import ReferenceActor
+from actors.reward import JudgeActor
+from actors.rollout import RolloutActor
+from actors.train import TrainActor, TrainSpec
+from cluster.console import Console
+from cluster.offline import OFFLINE
+from rewards.base import Judge
+from trainers.batch import Row
+from trainers.roles import Role
+
+NUM_ROLES = 5
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by phase, and the spans for the timeline."""
+
+    start: float = field(default_factory=time.perf_counter)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spans.append((name, begun - self.start, time.perf_counter() - self.start))
+
+    def seconds(self) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for name, begun, ended in self.spans:
+            totals[name] = totals.get(name, 0.0) + ended - begun
+        return totals
+
+
+class TrainGroup:
+    """The ranks of one trained copy; a call goes to all of them (SPMD)."""
+
+    def __init__(self, actors: list[Any]):
+        self.actors = actors
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """References to every rank's result; the first is rank 0's."""
+        return [getattr(actor, name).remote(*args, **kwargs) for actor in self.actors]
+
+    def score_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Rows are dealt to ranks in turn; equal numbers, since ZeRO-3 ranks move in step."""
+        world = len(self.actors)
+        padded = [*rows, *rows[: -len(rows) % world]]
+        parts = ray.get(
+            [
+                actor.score_rows.remote(padded[rank::world])
+                for rank, actor in enumerate(self.actors)
+            ]
+        )
+        return [parts[index % world][index // world] for index in range(len(rows))]
+
+
+class Session:
+    """Starts Ray and the actors, on first use of each role."""
+
+    def __init__(self, *, num_threads: int | None = None, console: Console, num_ranks: int = 1):
+        self.console = console
+        self.num_threads = num_threads or max(1, len(os.sched_getaffinity(0)))
+        self.num_ranks = num_ranks
+        self._groups: dict[str, TrainGroup] = {}
+        self._single: dict[str, Any] = {}
+
+    def __enter__(self) -> Session:
+        if not ray.is_initialized():
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS"),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": self._environment()},
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        ray.shutdown()
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **OFFLINE,
+            "OMP_NUM_THREADS": str(self.num_threads),
+            "KMP_BLOCKTIME": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            # Without a GPU vLLM compiles a trifle for seconds at the first request.
+            **({} if torch.cuda.is_available() else {"TORCH_COMPILE_DISABLE": "1"}),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def _options(self) -> dict[str, Any]:
+        """On a GPU machine the roles share the GPUs evenly; on a CPU nothing is reserved."""
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        share = min(1.0, gpus / (NUM_ROLES + 2 * (self.num_ranks - 1))) if gpus else 0.0
+        return {"num_cpus": 0, "num_gpus": share}
+
+    def _start(self, actor: type, **kwargs: Any) -> Any:
+        return ray.remote(actor).options(**self._options()).remote(
+            num_threads=self.num_threads, **kwargs
+        )
+
+    def trainer(self, role: Role) -> TrainGroup:
+        """The DeepSpeed ranks of a trained role."""
+        if role not in self._groups:
+            actors = [
+                self._start(TrainActor, rank=rank, world_size=self.num_ranks)
+                for rank in range(self.num_ranks)
+            ]
+            group = TrainGroup(actors)
+            host, port = ray.get(actors[0].address.remote())
+            ray.get(group.call("connect", host, port))
+            self._groups[role] = group
+        return self._groups[role]
+
+    def actor(self, role: str) -> Any:
+        """The single actor of `rollout`, `judge` or `reference`."""
+        classes = {"rollout": RolloutActor, "judge": JudgeActor, "reference": ReferenceActor}
+        if role not in self._single:
+            self._single[role] = self._start(classes[role])
+        return self._single[role]
+
+    def has(self, role: str) -> bool:
+        """Whether the role's process has been started."""
+        return role in self._groups or role in self._single
+
+    def load_trainer(self, role: Role, spec: TrainSpec) -> None:
+        ray.get(self.trainer(role).call("load", spec))
+
+    def load_rollout(self, spec: EngineSpec) -> None:
+        ray.get(self.actor("rollout").load.remote(spec))
+
+    def load_judge(self, make: Callable[[], Judge]) -> str:
+        name: str = ray.get(self.actor("judge").load.remote(make))
+        return name
+
+    def unload(self, role: str) -> None:
+        """Free a role's copy, if it is held; its process stays for the next run."""
+        if role in self._groups:
+            ray.get(self._groups[role].call("unload"))
+        if role in self._single:
+            ray.get(self._single[role].unload.remote())

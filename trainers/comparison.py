@@ -1,0 +1,168 @@
+"""`compare.json`: what a run measured, as one validated object, and what follows from it.
+
+`docs/compare_json.md` documents every key. Numbers that could not be measured are null, never 0
+and never NaN. Rates are fractions in 0..1, bytes are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from trainers.data.errors import UserError
+
+SCHEMA_VERSION = 1
+METHODS = ("ppo", "dpo", "nsft", "sft", "random")
+"""Known arms in the order of every table: three methods, their control, and the floor."""
+
+
+def _nan_to_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_nan_to_none)]
+"""A measured number; None (null) where it could not be measured."""
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Evaluated(_Model):
+    """A model that was only evaluated: the base, or the honest ceiling."""
+
+    metrics: dict[str, Number] = Field(default_factory=dict)
+    """Held-out metrics; the keys of `trainers.evaluation`."""
+
+
+class CurvePoint(_Model):
+    """One round of a method; round 0 is the base before training."""
+
+    round: int
+    score: Number = None
+    """Mean judge score of the round's rollouts."""
+    score_std: Number = None
+    kl: Number = None
+    """Mean KL of the policy from the base, nats per response."""
+    chair_i: Number = None
+    chair_s: Number = None
+    recall: Number = None
+    response_length: Number = None
+    pope_accuracy: Number = None
+    pope_yes_ratio: Number = None
+    loss: Number = None
+    entropy: Number = None
+    clip_fraction: Number = None
+    explained_variance: Number = None
+    """Of the critic: 1 - Var(return - value) / Var(return); methods without a critic leave null."""
+    pairs: int | None = None
+    rollouts: int | None = None
+    judge_calls: int | None = None
+    parity: Number = None
+    """Mean absolute difference of rollout and trainer logprobs after the weight sync."""
+    seconds: Number = None
+    extra: dict[str, Number] = Field(default_factory=dict)
+    """Anything else that a method reports; kept, not drawn."""
+
+
+class PhaseSpan(_Model):
+    """One phase on the clock, in seconds since the arm's start."""
+
+    phase: str
+    start: float
+    end: float
+
+
+class MethodResult(_Model):
+    """What one arm cost and what it bought."""
+
+    copies_train: list[str] = Field(default_factory=list)
+    """Model copies that the training step needs; their number is the method's 4, 2 or 1."""
+    copies_loop: list[str] = Field(default_factory=list)
+    """Everything resident over a round: the copies above, the rollout engine, the judge."""
+    bytes_by_copy: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """copy -> kind (`weights`, `gradients`, `optimizer`) -> bytes, from the tensors themselves."""
+    seconds_by_phase: dict[str, float] = Field(default_factory=dict)
+    rollouts: int = 0
+    judge_calls: int = 0
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """Reason -> samples that were dropped and not trained on."""
+    metrics: dict[str, Number] = Field(default_factory=dict)
+    curve: list[CurvePoint] = Field(default_factory=list)
+    timeline: list[PhaseSpan] = Field(default_factory=list)
+    failure: str | None = None
+    """Why the arm stopped early; null for an arm that finished."""
+
+
+class Comparison(_Model):
+    """The whole of `compare.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str = ""
+    """ISO 8601 time of writing."""
+    seed: int = 0
+    quick: bool = False
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The resolved configuration."""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    """Versions, device, cores, memory."""
+    base: Evaluated = Field(default_factory=Evaluated)
+    honest: Evaluated | None = None
+    """The ceiling: the model before the bias was planted."""
+    methods: dict[str, MethodResult] = Field(default_factory=dict)
+    judge: dict[str, Number] = Field(default_factory=dict)
+    """`pair_accuracy_generated`, `_no_critique`, `_ground_truth_critique`, and extras."""
+    seconds_total: Number = None
+    """Wall-clock time of the whole run."""
+    warnings: list[str] = Field(default_factory=list)
+    """Shown in red wherever the comparison is shown."""
+
+    def arms(self) -> Iterator[tuple[str, MethodResult]]:
+        """Methods in the order of `METHODS`, unknown names after them."""
+        known = [name for name in METHODS if name in self.methods]
+        for name in known + sorted(set(self.methods) - set(known)):
+            yield name, self.methods[name]
+
+
+def save(comparison: BaseModel, path: Path) -> None:
+    """Write a `Comparison`, or a `Gallery`, atomically."""
+    write_atomic(path, comparison.model_dump_json(indent=2) + "\n")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `path` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Comparison:
+    """Read `compare.json`; `UserError` names the file and the first wrong key."""
+    return load_as(Comparison, path)
+
+
+def load_as(model: type[M], path: Path) -> M:
+    """Read one of this module's JSON files as `model`; `UserError` names file and key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a run folder's file") from error
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(
+            f"{path}: {key}: {first['msg']}; the file is damaged or from another version, "
+            "run the comparison again"
+        ) from error

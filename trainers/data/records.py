@@ -1,0 +1,133 @@
+"""Records: what flows between actors and to disk. Nothing here imports torch.
+
+    Sample --rollout--> Rollout --judge--> ScoredRollout --+--> (PPO trains on it directly)
+                                                           +--> PreferencePair   DPO, SFT
+                                                           +--> Correction       nSFT
+
+Every record is a frozen, slotted, keyword-only dataclass of plain Python values, so that it can be
+written as msgpack (`trainers.data.record_file`), sent over Ray, compared and printed. Images are
+content hashes that the image store resolves (`trainers.data.images`), never pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["ok", "bad", "missing", "absent"]
+"""Of a claim: said and right, said and wrong, true but not said, rightly said not to be there."""
+FindingKind = Literal["existence", "attribute", "count", "relation", "text", "scene"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    num_images: int = 0
+    """How many of the sample's images stand at the start of this turn, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A prompt about images, and whatever the data set knows about the right answer.
+
+    Example: `Sample(id="scene-7", prompt=(Turn(role="user", text="Describe the image.",
+    num_images=1),), images=("a1b2...",), kind="describe", truth={"objects": [...]})`
+    """
+
+    id: str
+    prompt: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+    """Content hashes, resolved by the run's image store."""
+    kind: str = ""
+    """Free label for breakdowns; the drawn world uses `describe`, `question`, `exists`."""
+    truth: dict[str, Any] | None = None
+    """Ground truth for evaluation and rule judges; never shown to a model."""
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled response. `token_ids` and `logprobs` have equal length, EOS included."""
+
+    id: str
+    sample_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural log of the sampling distribution (after temperature and bans), one per token."""
+    policy_version: int
+    """Number of weight syncs that the engine had received when it sampled this."""
+    seed: int
+    """Of the engine call that sampled this; a call's rollouts differ by chance alone."""
+    temperature: float
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    """Prompt length after image expansion, as the engine counted it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One statement of a critique about one claim."""
+
+    claim: str
+    """The words judged (or, for `missing`, the words that should have been there)."""
+    verdict: Verdict
+    kind: FindingKind = "existence"
+    correction: str | None = None
+    """What would have been right, where the critique says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critique:
+    text: str
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRollout:
+    """A rollout with its judgement: exactly one of `score` and `failure` is set."""
+
+    rollout: Rollout
+    judge: str
+    score: float | None = None
+    failure: str | None = None
+    """Why there is no score; such a rollout is dropped and counted, never trained on as 0."""
+    critique: Critique | None = None
+    components: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (self.failure is None):
+            raise ValueError(
+                f"rollout {self.rollout.id}: exactly one of score and failure must be set, "
+                f"got score={self.score!r}, failure={self.failure!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePair:
+    """Two responses to one sample, the first judged better by `margin` > 0."""
+
+    sample_id: str
+    chosen: ScoredRollout
+    rejected: ScoredRollout
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """Question-and-answer turns built from what a critique found wrong (nSFT)."""
+
+    sample_id: str
+    rollout_id: str
+    """The rejected rollout that the turns correct: provenance."""
+    turns: tuple[Turn, ...]
+    """Alternating user and assistant; the first user turn carries the images."""
+
+
+Record = Sample | Rollout | ScoredRollout | PreferencePair | Correction

@@ -1,0 +1,105 @@
+"""What a method is: the copies it declares, the rows it selects, and its losses.
+
+A method has no Ray, no engine and no optimiser. The shared loop (`cluster.driver`) does, for every
+method alike:
+
+    groups  = method.select(scored, samples, rng)     # which rows to train on
+    signals = method.signals                          # per-token values asked of the copies
+    method.prepare(groups)                            # from signals to targets (PPO: advantages)
+    loss    = method.loss(role, outputs, batch, totals)   # called by the engine of each trained copy
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from trainers.batch import Batch, Group
+from trainers.data.records import Sample, ScoredRollout
+from trainers.losses import Metrics
+from trainers.roles import Copy, Role, trained_roles
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a copy's forward returns; a module fills in what it computes.
+
+    Axes as in `Batch`: B rows, R target tokens.
+    """
+
+    logprobs_BR: Tensor | None = None
+    values_BR: Tensor | None = None
+    entropy_BR: Tensor | None = None
+    scores_B: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Per-token values that `role` computes for the selected rows before training."""
+
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisation:
+    """How a trained copy is optimised in one round."""
+
+    learning_rate: float
+    epochs: int
+    minibatch_size: int
+    """Groups per optimiser step."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up, once, at the start of the run."""
+    total_steps: int | None = None
+    """With a total, the learning rate falls to 0 along a half cosine; else it stays."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """Rows to train on this round, and what was left out."""
+
+    groups: list[Group]
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """Base of PPO, DPO, nSFT and SFT."""
+
+    name: ClassVar[str]
+    copies: ClassVar[tuple[Copy, ...]]
+    signals: ClassVar[tuple[Signal, ...]] = ()
+    refreshed: ClassVar[tuple[Role, ...]] = ()
+    """Frozen copies that take the policy's weights after each round."""
+
+    @abstractmethod
+    def select(
+        self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
+    ) -> Selection:
+        """Choose this round's rows; failures (`score is None`) are never among them."""
+
+    def prepare(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Turn signals into targets, over the whole round's rows. Returns metrics."""
+        return {}
+
+    @abstractmethod
+    def optimisation(self, role: Role) -> Optimisation: ...
+
+    def totals(self, batch: Batch) -> dict[str, float]:
+        """Counts that the loss divides by; summed over the micro-batches and ranks of a step."""
+        return {"tokens": float(batch.mask_BR.sum()), "rows": float(batch.num_rows)}
+
+    @abstractmethod
+    def loss(
+        self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
+    ) -> tuple[Tensor, Metrics]:
+        """Scalar loss of one micro-batch, already divided by the optimiser step's `totals`."""
+
+    @property
+    def trained(self) -> tuple[Role, ...]:
+        return trained_roles(self.copies)
