@@ -1,0 +1,1 @@
+"""Model copies that live in processes. Plain Python: `cluster` makes Ray actors of them."""

@@ -31,7 +31,7 @@ class EngineSpec:
     max_model_len: int = 512
     """Prompt (after image expansion) and response together, in tokens."""
     max_images: int = 1
-    kv_cache_gib: int = 1
+    kv_cache_mib: int = 128
     """On a CPU: memory for the KV cache."""
     gpu_memory_utilization: float = 0.4
     max_num_seqs: int = 256
@@ -64,7 +64,6 @@ class Engine:
 
     def __init__(self, spec: EngineSpec):
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.kv_cache_gib))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         import torch
@@ -74,7 +73,9 @@ class Engine:
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         on_gpu = torch.cuda.is_available()
         device_options = (
-            {"gpu_memory_utilization": spec.gpu_memory_utilization} if on_gpu else {}
+            {"gpu_memory_utilization": spec.gpu_memory_utilization}
+            if on_gpu
+            else {"kv_cache_memory_bytes": spec.kv_cache_mib * 2**20}
         )
         self.llm: Any = LLM(
             spec.model_dir,
@@ -90,7 +91,7 @@ class Engine:
             **device_options,
         )
         self.version = 0
-        self._names = _checkpoint_names(Path(spec.model_dir))
+        self._names, self._checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, max_tokens: int, seed: int = 0
@@ -109,7 +110,6 @@ class Engine:
         prompts, params, slots = [], [], []
         results: list[list[Generated] | str] = [""] * len(requests)
         for index, request in enumerate(requests):
-            text = self.processing.chat_text(request.turns, add_generation_prompt=True)
             encoded = self.processing.encode(
                 f"request {index}", request.turns, request.images, response_ids=()
             )
@@ -120,7 +120,7 @@ class Engine:
                     f"exceed rollout.max_model_len={self.spec.max_model_len}"
                 )
                 continue
-            prompt: dict[str, Any] = {"prompt": text}
+            prompt: dict[str, Any] = {"prompt_token_ids": self.processing.prompt_ids(request.turns)}
             if request.images:
                 prompt["multi_modal_data"] = {"image": self.processing.images(request.images)}
                 prompt["multi_modal_uuids"] = {"image": list(request.images)}
@@ -179,28 +179,47 @@ class Engine:
         self.version += 1
         return self.version
 
-    def weight_bytes(self) -> int:
-        """Bytes of the engine's weight storages."""
-        found = self.llm.collective_rpc(_weight_bytes)
-        return int(sum(found))
+    def memory(self) -> dict[str, int]:
+        """Bytes of the engine by kind.
 
-    def kv_cache_bytes(self) -> int:
-        return int(sum(self.llm.collective_rpc(_kv_cache_bytes)))
+        On a CPU vLLM hands linear weights to oneDNN, packed, and frees the tensors; what it holds
+        then is no tensor. `packed_weights` is the size of those weights in the checkpoint.
+        """
+        weights, emptied = self.llm.collective_rpc(_weight_bytes)[0]
+        kinds = {"weights": weights, "kv_cache": self.llm.collective_rpc(_kv_cache_bytes)[0]}
+        if emptied:
+            kinds["packed_weights"] = self._checkpoint_bytes - weights
+        return kinds
 
 
-def _seed(worker: Any, seed: int) -> None:
+def _seed(_worker: Any, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
 
 
 def _reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+    )
+
     worker.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)
+    for module in worker.model_runner.get_model().modules():
+        # A head that is tied to the embedding is not in the checkpoint, so the reload leaves it
+        # alone; on a CPU it computes with a packed copy, which would stay the old one.
+        if isinstance(module, ParallelLMHead) and isinstance(
+            module.quant_method, UnquantizedEmbeddingMethod
+        ):
+            module.quant_method.process_weights_after_loading(module)
 
 
-def _weight_bytes(worker: Any) -> int:
+def _weight_bytes(worker: Any) -> tuple[int, int]:
+    """Bytes of the weight storages, and the number of parameters that were emptied."""
     model = worker.model_runner.get_model()
-    return sum(storages([*model.parameters(), *model.buffers()]).values())
+    parameters = list(model.parameters())
+    found = storages([*parameters, *model.buffers()])
+    return sum(found.values()), sum(parameter.numel() == 0 for parameter in parameters)
 
 
 def _kv_cache_bytes(worker: Any) -> int:
@@ -209,12 +228,14 @@ def _kv_cache_bytes(worker: Any) -> int:
     return sum(storages(tensors_in(list(worker.model_runner.kv_caches))).values())
 
 
-def _checkpoint_names(folder: Path) -> set[str]:
-    files = sorted(folder.glob("*.safetensors"))
+def _checkpoint_weights(folder: Path) -> tuple[set[str], int]:
+    """Names in the checkpoint's safetensors files, and their size as the files hold them."""
     names: set[str] = set()
-    for file in files:
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as handle:
             names |= set(handle.keys())
+            size += sum(handle.get_tensor(name).nbytes for name in handle.keys())  # noqa: SIM118
     if not names:
         raise UserError(f"{folder}: no safetensors weights; convert the checkpoint to safetensors")
-    return names
+    return names, size

@@ -27,6 +27,7 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
     return sum(storages(tensors).values())
 
 
@@ -51,11 +52,10 @@ def engine_bytes(engine: Any) -> dict[str, int]:
     inner = getattr(wrapper, "optimizer", wrapper)
     parameters = list(module.parameters())
     weights = storages([*parameters, *module.buffers()])
-    weights |= storages(p.ds_tensor for p in parameters if getattr(p, "ds_tensor", None) is not None)
+    shards = [getattr(parameter, "ds_tensor", None) for parameter in parameters]
+    weights |= storages(shard for shard in shards if shard is not None)
     optimizer = storages(tensors_in(list(inner.state.values())))
-    masters = storages(
-        tensors_in([getattr(wrapper, name, None) for name in _MASTER_ATTRIBUTES])
-    )
+    masters = storages(tensors_in([getattr(wrapper, name, None) for name in _MASTER_ATTRIBUTES]))
     gradients = storages(p.grad for p in parameters if p.grad is not None)
     gradients |= storages(
         tensors_in([getattr(wrapper, name, None) for name in _GRADIENT_ATTRIBUTES])

@@ -57,6 +57,7 @@ class PolicyModule(nn.Module):
         self.register_buffer("banned_ids", torch.tensor(banned_ids), persistent=False)
 
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
+        """Log-probabilities of the target tokens, (B, R); entropies too if asked for."""
         hidden_BTH = hidden_states(self.vlm, batch)
         hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
         logprobs_N, entropy_N = token_logprobs(
@@ -64,7 +65,7 @@ class PolicyModule(nn.Module):
             self.vlm.lm_head,
             batch.targets_N,
             temperature=self.temperature,
-            banned_ids=self.banned_ids,
+            banned_ids=self.get_buffer("banned_ids"),
             with_entropy=with_entropy,
         )
         rows = batch.num_rows
@@ -90,6 +91,7 @@ class CriticModule(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: Batch) -> Outputs:
+        """Values before each target token, (B, R)."""
         hidden_BTH = hidden_states(self.vlm, batch)
         hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
         values_N = self.head(hidden_NH.float())[:, 0]
@@ -107,6 +109,7 @@ class ScoreHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden_BH: Tensor) -> Tensor:
+        """Scores (B,) of hidden states (B, H)."""
         scores_B1: Tensor = self.out(torch.tanh(self.dense(hidden_BH.float())))
         return scores_B1[:, 0]
 
@@ -124,6 +127,7 @@ class RewardModule(nn.Module):
         self.head = head
 
     def forward(self, batch: Batch) -> Outputs:
+        """Scores (B,), and log-probabilities of the critique's tokens (B, R)."""
         hidden_BTH = hidden_states(self.vlm, batch)
         last_BH = hidden_BTH[torch.arange(batch.num_rows), batch.last_B]
         hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
@@ -145,7 +149,7 @@ def load_reward_module(folder: str | Path, dtype: torch.dtype = torch.float32) -
 
 
 def save_score_head(module: RewardModule, folder: str | Path, settings: dict[str, Any]) -> None:
-    """Write the head and the settings (critique request) beside the backbone's Hugging Face folder."""
+    """Write head and settings (critique request) into the backbone's Hugging Face folder."""
     (Path(folder) / HEAD_FILE).parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.contiguous() for name, tensor in module.head.state_dict().items()},

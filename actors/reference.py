@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from actors.memory import storage_bytes
+from actors.memory import storage_bytes, storages
 from actors.modules import PolicyModule, load_vlm
 from actors.train import score_rows
-from actors.weight_sync import Bucket, open_bucket
+from actors.weight_sync import Bucket, checkpoint_tensors, open_bucket
 from trainers.batch import Row
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -25,17 +25,21 @@ class ReferenceActor:
         self._module: PolicyModule | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def warm_up(self) -> None:
+        """Do the slow imports now."""
+        import transformers.models.llava.modeling_llava  # noqa: F401
+
     def load(
         self, model_dir: str, image_root: str, *, temperature: float = 1.0, bf16: bool = False
     ) -> None:
+        """Build the frozen module from `model_dir`."""
         self.processing = Processing(model_dir, ImageStore(image_root))
         vlm = load_vlm(model_dir, torch.bfloat16 if bf16 else torch.float32)
-        module = PolicyModule(
-            vlm, banned_ids=self.processing.banned_ids(), temperature=temperature
-        )
+        module = PolicyModule(vlm, banned_ids=self.processing.banned_ids(), temperature=temperature)
         self._module = module.eval().requires_grad_(False).to(self.device)
 
     def unload(self) -> None:
+        """Free the copy."""
         self._module = None
 
     @torch.no_grad()
@@ -50,18 +54,19 @@ class ReferenceActor:
         Raises:
             RuntimeError: a parameter is missing from the buckets, so it would stay stale.
         """
-        from transformers.core_model_loading import revert_weight_conversion
-
         assert self._module is not None
+        vlm = self._module.vlm
         new = dict(pair for bucket in buckets for pair in open_bucket(bucket))
-        own = self._module.vlm.state_dict()
-        # Reverting shares storage, so copying into the reverted view updates the module.
-        for name, tensor in revert_weight_conversion(self._module.vlm, own).items():
+        held = storages(vlm.state_dict().values())
+        for name, tensor in checkpoint_tensors(vlm):
             if name not in new:
                 raise RuntimeError(f"reference refresh: no weights for {name}; it would be stale")
+            # Renaming keeps the storage; a conversion that copies would leave the module as it was.
+            assert tensor.untyped_storage().data_ptr() in held, f"{name} is not the module's own"
             tensor.copy_(new[name])
 
     def memory(self) -> dict[str, int]:
+        """Bytes of the copy; empty when none is loaded."""
         if self._module is None:
             return {}
         return {"weights": storage_bytes(self._module.state_dict().values())}

@@ -65,9 +65,7 @@ class CritiqueJudge:
         """Critique and score every item. Equal (image, prompt, response) are judged once: the
         critique is greedy, so a second pass would give the same.
         """
-        keys = [
-            (item.sample.images, item.sample.prompt, item.rollout.text) for item in items
-        ]
+        keys = [(item.sample.images, item.sample.prompt, item.rollout.text) for item in items]
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         unique = [items[index] for index in first.values()]
         judged = dict(zip(first, self._judge_unique(unique), strict=True))
@@ -98,16 +96,21 @@ class CritiqueJudge:
                     response_ids=answer[0].token_ids,
                 )
             )
-        texts = [answer[0].text for answer in answers if not isinstance(answer, str)]
+        texts = [
+            (item.rollout.text, answer[0].text)
+            for item, answer in zip(items, answers, strict=True)
+            if not isinstance(answer, str)
+        ]
         judged = iter(zip(self.score(rows), texts, strict=True))
         return [result or self._judgement(*next(judged)) for result in results]
 
     def _turns(self, item: JudgeItem) -> tuple[Turn, ...]:
         return evaluator_turns(str(self.settings["request"]), item.sample, item.rollout.text)
 
-    def _judgement(self, score: float, text: str) -> Judgement:
+    def _judgement(self, score: float, texts: tuple[str, str]) -> Judgement:
+        response, text = texts
         try:
-            findings = parse_critique(text)
+            findings = parse_critique(text, response)
         except ValueError:
             # The score stands; a critique that does not parse gives nSFT nothing to correct, which
             # it counts.
@@ -146,7 +149,7 @@ class CritiqueJudge:
 
     def engine_memory(self) -> dict[str, int]:
         """Bytes of the engine that writes critiques: the shared row `judge_engine`."""
-        return {"weights": self.engine.weight_bytes(), "kv_cache": self.engine.kv_cache_bytes()}
+        return self.engine.memory()
 
 
 class JudgeActor:
@@ -157,15 +160,22 @@ class JudgeActor:
             torch.set_num_threads(num_threads)
         self._judge: Judge | None = None
 
+    def warm_up(self) -> None:
+        """Do the slow imports now."""
+        import vllm  # noqa: F401
+
     def load(self, make: Callable[[], Judge]) -> str:
+        """Make and keep the judge; returns its name."""
         self._judge = make()
         return self._judge.name
 
     def name(self) -> str:
+        """The judge's name, as it stands in the records."""
         assert self._judge is not None, "call load first"
         return self._judge.name
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
+        """One judgement per item, in order."""
         assert self._judge is not None, "call load first"
         return self._judge.judge(items)
 

@@ -28,11 +28,17 @@ class RolloutActor:
             torch.set_num_threads(num_threads)
         self._engine: Engine | None = None
 
+    def warm_up(self) -> None:
+        """Do the slow imports now."""
+        import vllm  # noqa: F401
+
     def load(self, spec: EngineSpec) -> None:
+        """Start the engine."""
         self._engine = Engine(spec)
 
     @property
     def engine(self) -> Engine:
+        """The engine that `load` started."""
         assert self._engine is not None, "call load first"
         return self._engine
 
@@ -96,4 +102,4 @@ class RolloutActor:
         """Bytes of the engine: the loop's shared row `rollout_engine`."""
         if self._engine is None:
             return {}
-        return {"weights": self.engine.weight_bytes(), "kv_cache": self.engine.kv_cache_bytes()}
+        return self.engine.memory()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
 from actors.reward import evaluator_turns
-from rewards.drawn_pairs import PreferenceExample
+from rewards.drawn_pairs import PreferenceExample, critique_conversations
 from rewards.losses import critique_reward_loss
 from trainers.batch import Batch, Row, collate
 from trainers.data.drawn_model import encode_images
-from trainers.data.drawn_sft import Phase, biased_examples, honest_examples
+from trainers.data.drawn_sft import Example, Phase, biased_examples, honest_examples
 from trainers.data.processing import Processing
 from trainers.data.records import Turn
 from trainers.losses import Metrics
@@ -23,33 +24,58 @@ from trainers.method import Outputs
 
 @dataclass(frozen=True, slots=True)
 class DrawnConversations:
-    """Freshly drawn scenes with true (honest) or faulty (biased) conversations, endless."""
+    """Freshly drawn scenes with true (honest) or faulty (biased) conversations, endless.
+
+    A minibatch comes as up to three micro-batches of similar length (captions, questions,
+    critiques): padding them to one length would cost half as much again.
+    """
 
     phase: Phase
     seed: int
     biased: bool
 
-    def __call__(self, processing: Processing) -> Iterator[Batch]:
+    def __call__(self, processing: Processing, rank: int, world: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches, an optimiser step each time."""
         make = biased_examples if self.biased else honest_examples
-        examples = make(self.phase, self.seed)
+        seed, phase = self.seed * 1000 + rank, self.phase
+        examples = make(phase, seed)
+        critiques = critique_conversations(seed, max_objects=phase.max_objects)
         while True:
-            chosen = [next(examples) for _ in range(self.phase.batch_size)]
-            rows = [Row(id="drawn", prompt=(), images=(), turns=item.turns) for item in chosen]
-            pixels = encode_images([item.image for item in chosen])
-            encoded = [
-                processing.encode(
-                    row.id, (), (), turns=row.turns, image_inputs={"pixel_values": pixels[i : i + 1]}
-                )
-                for i, row in enumerate(rows)
-            ]
-            yield collate(rows, encoded, processing)
+            drawn = list(islice(examples, phase.batch_size // world))
+            captions = [item for item in drawn if len(item.turns) == 2]
+            questions = [item for item in drawn if len(item.turns) > 2]
+            checks = list(islice(critiques, phase.critique_rows // world))
+            # Of a critique conversation only the critique is learned: the response is wrong.
+            parts = ((captions, 0), (questions, 0), (checks, 3))
+            yield [_drawn_batch(part, skip, processing) for part, skip in parts if part]
+
+
+def _drawn_batch(examples: Sequence[Example], context: int, processing: Processing) -> Batch:
+    """A batch of drawn conversations whose first `context` turns are not learned."""
+    rows = [
+        Row(id="drawn", prompt=item.turns[:context], images=(), turns=item.turns[context:])
+        for item in examples
+    ]
+    pixels = encode_images([item.image for item in examples])
+    encoded = [
+        processing.encode(
+            row.id,
+            row.prompt,
+            (),
+            turns=row.turns,
+            image_inputs={"pixel_values": pixels[index : index + 1]},
+        )
+        for index, row in enumerate(rows)
+    ]
+    return collate(rows, encoded, processing)
 
 
 @dataclass(frozen=True, slots=True)
 class CritiquePairs:
     """Preference examples for the reward model, shuffled anew each epoch, endless.
 
-    Each pair gives two rows, chosen then rejected: the request for a critique, then the critique as target.
+    Each pair gives two rows, chosen then rejected: the request for a critique, then the critique
+    as target.
     A share `critique_dropout` of the pairs comes without critiques (MM-RLHF's pairs that lack a
     reason), so that the score without a critique is trained too and can be reported.
     """
@@ -60,14 +86,15 @@ class CritiquePairs:
     seed: int
     critique_dropout: float = 0.0
 
-    def __call__(self, processing: Processing) -> Iterator[Batch]:
+    def __call__(self, processing: Processing, rank: int, world: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches, an optimiser step each time."""
         rng = random.Random(self.seed)
         order = list(range(len(self.examples)))
         while True:
             rng.shuffle(order)
             for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
                 rows: list[Row] = []
-                for index in order[start : start + self.batch_size]:
+                for index in order[start : start + self.batch_size][rank::world]:
                     silent = rng.random() < self.critique_dropout
                     rows += self._rows(self.examples[index], silent)
                 encoded = [
@@ -76,7 +103,7 @@ class CritiquePairs:
                     )
                     for r in rows
                 ]
-                yield collate(rows, encoded, processing)
+                yield [collate(rows, encoded, processing)]
 
     def _rows(self, example: PreferenceExample, silent: bool) -> list[Row]:
         sides = (
@@ -104,11 +131,13 @@ class CritiqueRewardObjective:
     center_coef: float = 0.01
 
     def totals(self, batch: Batch) -> dict[str, float]:
+        """Pairs, and target tokens of their critiques."""
         return {"pairs": batch.num_rows / 2, "tokens": float(batch.mask_BR.sum())}
 
     def loss(
         self, role: Any, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         assert outputs.scores_B is not None and outputs.logprobs_BR is not None
         return critique_reward_loss(
             outputs.scores_B[0::2],

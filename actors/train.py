@@ -38,11 +38,13 @@ from trainers.schedule import learning_rate_factor
 class LossFunction(Protocol):
     """What training needs of a method; `trainers.method.Method` has it."""
 
-    def totals(self, batch: Batch) -> dict[str, float]: ...
+    def totals(self, batch: Batch) -> dict[str, float]:
+        """Counts of a micro-batch that the loss divides by."""
 
     def loss(
         self, role: Any, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
-    ) -> tuple[Tensor, Metrics]: ...
+    ) -> tuple[Tensor, Metrics]:
+        """Scalar loss of a micro-batch and its metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +62,16 @@ class TrainSpec:
     gradient_clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+    muon_ratio: float | None = None
+    """With a ratio, DeepSpeed's Muon takes the weight matrices, at this multiple of the learning
+    rate, and AdamW the rest (embeddings, head, norms). Without, AdamW takes all."""
     bf16: bool = False
     gradient_checkpointing: bool = False
 
 
-Stream = Callable[[Processing], Iterator[Batch]]
-"""Makes minibatches inside the training process; the base model's data is drawn this way."""
+Stream = Callable[[Processing, int, int], Iterator[list[Batch]]]
+"""From (processing, rank, world size) to this rank's share of endless minibatches, each a list of
+micro-batches, made inside the training process."""
 
 
 class TrainActor:
@@ -77,7 +83,11 @@ class TrainActor:
         self.num_threads = torch.get_num_threads()
         self.rank, self.world_size = rank, world_size
         self._engine: Any = None
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Iterator[list[Batch]] | None = None
+
+    def warm_up(self) -> None:
+        """Do the slow imports now."""
+        import deepspeed  # noqa: F401
 
     def address(self) -> tuple[str, int]:
         """Host and free port of this process, for rank 0 to be the rendezvous."""
@@ -109,7 +119,7 @@ class TrainActor:
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
-        module = self._build(spec, dtype)
+        module: Any = self._build(spec, dtype)
         if spec.gradient_checkpointing:
             module.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
@@ -122,15 +132,7 @@ class TrainActor:
                 "gradient_clipping": spec.gradient_clip,
                 "zero_optimization": {"stage": spec.zero_stage},
                 "bf16": {"enabled": spec.bf16},
-                "optimizer": {
-                    "type": "AdamW",
-                    "params": {
-                        "lr": 0.0,
-                        "betas": list(spec.betas),
-                        "weight_decay": spec.weight_decay,
-                        "torch_adam": True,
-                    },
-                },
+                "optimizer": _optimizer_config(spec),
                 "steps_per_print": 10**9,
             },
         )
@@ -208,7 +210,7 @@ class TrainActor:
 
     def open_stream(self, stream: Stream) -> None:
         """Set the source of `train_stream`."""
-        self._stream = stream(self.processing)
+        self._stream = stream(self.processing, self.rank, self.world_size)
 
     def train_stream(
         self, num_steps: int, method: LossFunction, optimisation: Optimisation
@@ -217,8 +219,8 @@ class TrainActor:
         assert self._stream is not None, "call open_stream first"
         parts = []
         for _ in range(num_steps):
-            minibatch = next(self._stream)
-            parts.append(self._step([(minibatch, 1.0)], method, optimisation))
+            minibatch = [(batch, 1.0) for batch in next(self._stream)]
+            parts.append(self._step(minibatch, method, optimisation))
         return metric_means(add_metrics(parts))
 
     def _encode(self, row: Row) -> Any:
@@ -263,7 +265,8 @@ class TrainActor:
             total_steps=optimisation.total_steps,
         )
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = optimisation.learning_rate * factor
+            ratio = self.spec.muon_ratio or 1.0 if group.get("use_muon") else 1.0
+            group["lr"] = optimisation.learning_rate * factor * ratio
         parts: list[Metrics] = []
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
@@ -277,7 +280,8 @@ class TrainActor:
                 )
             # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.
             self._engine.backward(loss * (weight * self.world_size))
-            if last and self.steps % 16 == 0:
+            if last and (self.steps == 1 or self.steps % 16 == 0):
+                # Adam's states exist from the second step on, so the first is not representative.
                 self._bytes = engine_bytes(self._engine)
             self._engine.step()
             if weight:
@@ -333,6 +337,16 @@ class TrainActor:
         )
         if reward_settings is not None:
             save_score_head(module, target, reward_settings)
+
+
+def _optimizer_config(spec: TrainSpec) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "lr": 0.0,  # set before every step
+        "betas": list(spec.betas),
+        "weight_decay": spec.weight_decay,
+        "torch_adam": True,
+    }
+    return {"type": "AdamW" if spec.muon_ratio is None else "Muon", "params": params}
 
 
 def score_rows(

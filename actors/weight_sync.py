@@ -47,6 +47,9 @@ def checkpoint_tensors(vlm: Any, *, gather: bool = False) -> Iterator[tuple[str,
             state = {name: tensor.detach().clone() for name, tensor in vlm.state_dict().items()}
     else:
         state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    # A tied weight has two names in memory and one in the checkpoint.
+    for tied in getattr(vlm, "all_tied_weights_keys", {}):
+        state.pop(tied, None)
     yield from revert_weight_conversion(vlm, state).items()
 
 
@@ -97,5 +100,5 @@ def _checksum(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> int:
     value = 0
     for name, array in zip(names, arrays, strict=True):
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1), value)
+        value = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, value)
     return value

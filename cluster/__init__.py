@@ -1,0 +1,1 @@
+"""Where and when things run: Ray, the loop, the command line."""

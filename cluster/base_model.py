@@ -1,6 +1,10 @@
 """The built-in models, made here and cached by content: honest, base (biased) and judge.
 
-    random weights --SFT, true data--> honest --SFT, planted faults--> base --> critique judge
+    random weights --SFT, true data--> honest --SFT, planted faults--> base
+                                       honest --preference pairs-----> judge
+
+The judge starts from the honest model, as real reward models start from a better model than the one
+they judge; half of the responses that it learns from are the base model's own.
 
 Everything that decides them (recipe, the world's source, library versions) is hashed into the
 cache's folder name, so a change of any of it builds anew; `--rebuild-base` builds in any case.
@@ -29,7 +33,7 @@ from actors.engine import EngineSpec
 from actors.reward import CritiqueJudge, evaluator_turns
 from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
 from actors.train import TrainSpec
-from cluster.session import Session
+from cluster.session import Session, TrainGroup
 from rewards.critique import CRITIQUE_REQUEST
 from rewards.drawn_pairs import PreferenceExample, preference_examples
 from trainers.batch import Row
@@ -56,13 +60,14 @@ class JudgeRecipe:
 
     request: str = CRITIQUE_REQUEST
     max_critique_tokens: int = 48
-    num_samples: int = 3000
+    num_samples: int = 2000
     """Prompts; each gives one training pair unless its two sides tie."""
     num_held_out: int = 400
-    steps: int = 300
-    batch_size: int = 32
+    steps: int = 200
+    batch_size: int = 24
     max_lr: float = 1e-3
     warmup_share: float = 0.1
+    muon_scale: float = 10.0
     critique_dropout: float = 0.1
     seed: int = 0
 
@@ -84,6 +89,7 @@ class WorldRecipe:
         )
 
     def key(self) -> str:
+        """Hash of the recipe, the world's source and the libraries: the cache folder's name."""
         parts: list[Any] = [asdict(self), version("torch"), version("transformers")]
         parts += [Path(str(module.__file__)).read_text() for module in SOURCES]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -104,24 +110,28 @@ def cache_root() -> Path:
     return Path(os.environ.get("QUARTET_CACHE", ".cache/quartet")).resolve()
 
 
+def is_cached(recipe: WorldRecipe) -> bool:
+    """Whether the built-in models of this recipe are there already."""
+    return (cache_root() / recipe.key() / "judge.json").is_file()
+
+
 def ensure(session: Session, recipe: WorldRecipe, *, rebuild: bool = False) -> BuiltinModels:
     """The built-in models, from the cache or built now (atomically: all of them or none)."""
     final = cache_root() / recipe.key()
-    metrics_file = final / "judge.json"
-    if rebuild or not metrics_file.is_file():
+    if rebuild or not is_cached(recipe):
         partial = final.with_name(f".{final.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             _build(session, recipe, partial)
             shutil.rmtree(partial / "images")
             shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
+            partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     else:
         session.console.line(f"built-in models: cached in {final.name}")
     return BuiltinModels(
-        final / "honest", final / "base", final / "judge", json.loads(metrics_file.read_text())
+        final / "honest", final / "base", final / "judge", json.loads((final / "judge.json").read_text())
     )
 
 
@@ -132,22 +142,33 @@ def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
     folder.mkdir(parents=True)
     store = ImageStore(folder / "images")
     save_pretrained_folder(build_model(base.seed), build_processor(), folder / "initial")
-    for name, parent, phase in (("honest", "initial", base.honest), ("base", "honest", base.biased)):
-        stream = DrawnConversations(phase, base.seed, biased=name == "base")
-        spec = TrainSpec(
-            role="policy",
-            model_dir=str(folder / parent),
-            image_root=str(store.root),
-            betas=base.betas,
-            weight_decay=base.weight_decay,
-            gradient_clip=base.max_grad_norm,
-        )
-        session.load_trainer("policy", spec)
-        optimisation = _one_phase(phase)
-        _run_stream(session, f"train {name} model", "policy", stream, SFT(SFTConfig()), optimisation)
-        ray.get(session.trainer("policy").call("save", str(folder / name)))
+    with session.builder() as ranks:
+        for name, parent, phase in (
+            ("honest", "initial", base.honest),
+            ("base", "honest", base.biased),
+        ):
+            spec = TrainSpec(
+                role="policy",
+                model_dir=str(folder / parent),
+                image_root=str(store.root),
+                betas=base.betas,
+                weight_decay=base.weight_decay,
+                gradient_clip=base.max_grad_norm,
+                muon_ratio=base.muon_scale if name == "honest" else None,
+            )
+            ray.get(ranks.call("load", spec))
+            stream = DrawnConversations(phase, base.seed, biased=name == "base")
+            objective = SFT(SFTConfig())
+            _run_stream(session, f"train {name} model", ranks, stream, objective, _one_phase(phase))
+            ray.get(ranks.call("save", str(folder / name)))
+        examples = _judge_examples(session, recipe.judge, folder, store)
+        _train_judge(session, recipe.judge, ranks, folder, store, examples[0], base.betas)
     shutil.rmtree(folder / "initial")
-    metrics = _build_judge(session, recipe.judge, folder, store, base.betas)
+    engine = EngineSpec(model_dir=str(folder / "judge"), image_root=str(store.root))
+    session.load_judge(lambda: CritiqueJudge(engine))
+    with session.console.stage("judge's accuracy on held-out pairs"):
+        metrics = pair_accuracy(session, recipe.judge.request, examples[1])
+    metrics["training_pairs"] = float(len(examples[0]))
     (folder / "judge.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
@@ -162,34 +183,35 @@ def _one_phase(phase: Phase) -> Optimisation:
 
 
 def _run_stream(
-    session: Session, title: str, role: Any, stream: Any, objective: Any, optimisation: Optimisation
+    session: Session,
+    title: str,
+    ranks: TrainGroup,
+    stream: Any,
+    objective: Any,
+    optimisation: Optimisation,
 ) -> None:
-    group = session.trainer(role)
-    ray.get(group.call("open_stream", stream))
+    ray.get(ranks.call("open_stream", stream))
     steps = optimisation.total_steps or 0
     with session.console.stage(title, total=steps) as bar:
         done = 0
         while done < steps:
             number = min(20, steps - done)
-            metrics = ray.get(group.call("train_stream", number, objective, optimisation))[0]
+            metrics = ray.get(ranks.call("train_stream", number, objective, optimisation))[0]
             done += number
             bar.advance(number, note=f"loss {metrics['loss']:.3f}")
 
 
-def _build_judge(
-    session: Session,
-    recipe: JudgeRecipe,
-    folder: Path,
-    store: ImageStore,
-    betas: tuple[float, float],
-) -> dict[str, float]:
+def _judge_examples(
+    session: Session, recipe: JudgeRecipe, folder: Path, store: ImageStore
+) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
+    """Pairs to train the judge on and pairs held out, half of them the base model's own samples."""
     session.load_rollout(EngineSpec(model_dir=str(folder / "base"), image_root=str(store.root)))
     total = recipe.num_samples + recipe.num_held_out
     with session.console.stage("draw the judge's training pairs"):
         samples = list(scene_samples(10_000 + recipe.seed, total, store.put_image))
         rollouts, _ = ray.get(
             session.actor("rollout").generate.remote(
-                samples, num_rollouts_per_prompt=2, temperature=1.0, max_tokens=64, seed=recipe.seed
+                samples, num_rollouts_per_prompt=1, temperature=1.0, max_tokens=64, seed=recipe.seed
             )
         )
         texts: dict[str, list[str]] = {sample.id: [] for sample in samples}
@@ -199,12 +221,28 @@ def _build_judge(
             list(preference_examples([(s, texts[s.id]) for s in part], recipe.seed))
             for part in (samples[: recipe.num_samples], samples[recipe.num_samples :])
         )
+    return training, held_out
+
+
+def _train_judge(
+    session: Session,
+    recipe: JudgeRecipe,
+    ranks: TrainGroup,
+    folder: Path,
+    store: ImageStore,
+    examples: Sequence[PreferenceExample],
+    betas: tuple[float, float],
+) -> None:
     spec = TrainSpec(
-        role="reward", model_dir=str(folder / "base"), image_root=str(store.root), betas=betas
+        role="reward",
+        model_dir=str(folder / "honest"),
+        image_root=str(store.root),
+        betas=betas,
+        muon_ratio=recipe.muon_scale,
     )
-    session.load_trainer("critic", spec)
+    ray.get(ranks.call("load", spec))
     stream = CritiquePairs(
-        training, recipe.request, recipe.batch_size, recipe.seed, recipe.critique_dropout
+        examples, recipe.request, recipe.batch_size, recipe.seed, recipe.critique_dropout
     )
     optimisation = Optimisation(
         learning_rate=recipe.max_lr,
@@ -213,19 +251,13 @@ def _build_judge(
         warmup_steps=int(recipe.warmup_share * recipe.steps),
         total_steps=recipe.steps,
     )
-    _run_stream(session, "train judge", "critic", stream, CritiqueRewardObjective(), optimisation)
+    objective = CritiqueRewardObjective()
+    _run_stream(session, "train judge", ranks, stream, objective, optimisation)
     settings = {
         "request": recipe.request,
         "max_critique_tokens": recipe.max_critique_tokens,
     }
-    ray.get(session.trainer("critic").call("save", str(folder / "judge"), settings))
-    session.unload("critic")
-    engine = EngineSpec(model_dir=str(folder / "judge"), image_root=str(store.root))
-    session.load_judge(lambda: CritiqueJudge(engine))
-    with session.console.stage("judge's accuracy on held-out pairs"):
-        metrics = pair_accuracy(session, recipe.request, held_out)
-    metrics["training_pairs"] = float(len(training))
-    return metrics
+    ray.get(ranks.call("save", str(folder / "judge"), settings))
 
 
 def pair_accuracy(

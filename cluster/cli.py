@@ -1,10 +1,13 @@
-"""`quartet`: the command line. Every verb is a plain function; heavy imports wait for the verb."""
+"""`quartet`: the command line. Every verb is a plain function; heavy imports wait for the verb.
+
+Exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,99 +15,129 @@ from cluster.offline import go_offline
 from trainers.data.errors import UserError
 
 METHOD_NAMES = ("ppo", "dpo", "nsft", "sft")
-OVERRIDES = "then any setting as --group.key value, e.g. --rollout.num_prompts 64"
+OVERRIDES = """
+any setting, as it stands in config.yaml: --rollout.num_prompts 64 --rounds 3 --seed 1
+exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted
+"""
+TRAIN = """
+methods (all online: the policy answers, the judge scores, the policy learns from that):
+  ppo   policy, critic, reference, reward model: 4 copies
+  dpo   policy, reference: 2 copies; pairs of better and worse answers
+  nsft  policy: 1 copy; better answers, and turns that correct the worse ones
+        (corrections need a judge that writes critiques)
+  sft   policy: 1 copy; better answers only, the control. A column `chosen` of the data is not
+        trained on: the answers are always the policy's own
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; no heavy import."""
     parser = argparse.ArgumentParser(
         prog="quartet",
         description="Online RLHF for vision-language models: PPO (4 copies), DPO (2), nSFT (1).",
+        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    compare = verbs.add_parser(
-        "compare", help="all methods on the built-in task, with a report", epilog=OVERRIDES
-    )
+    def verb(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    compare = verb("compare", "all methods on the built-in task, with a report", OVERRIDES)
     compare.add_argument("--config", help="YAML with any of the settings")
     compare.add_argument("--quick", action="store_true", help="smaller, under 4 minutes")
-    compare.add_argument("--rebuild-base", action="store_true", help="train the built-in models anew")
+    compare.add_argument(
+        "--rebuild-base", action="store_true", help="train the built-in models anew"
+    )
     compare.add_argument("--only-base", action="store_true", help="stop after the built-in models")
 
-    train = verbs.add_parser("train", help="one method, on your model and data or the built-in task",
-                             epilog=OVERRIDES)
+    train = verb(
+        "train", "one method, on your model and data or on the built-in task", TRAIN + OVERRIDES
+    )
     train.add_argument("method", choices=METHOD_NAMES)
     train.add_argument("--config", help="YAML with any of the settings")
     train.add_argument("--model", help="Hugging Face VLM folder (default: the built-in base)")
     train.add_argument("--data", help="JSONL or parquet in TRL's columns (default: drawn world)")
-    train.add_argument("--judge", help="critique model folder, module:function, or random")
+    train.add_argument("--judge", help="critique model's folder, module:function, or random")
 
-    replay = verbs.add_parser(
-        "replay", help="train from a run's recorded rollouts, without generating", epilog=OVERRIDES
-    )
+    replay = verb("replay", "train from a run's recorded rollouts, without generating", OVERRIDES)
     replay.add_argument("run", help="folder of a run (or of one arm of a comparison)")
     replay.add_argument("--method", required=True, choices=METHOD_NAMES)
     replay.add_argument("--judge", help="judge the recorded responses anew with this judge")
 
-    evaluate = verbs.add_parser("eval", help="CHAIR and POPE of a model on held-out drawn scenes")
+    evaluate = verb("eval", "CHAIR and POPE of a model on held-out drawn scenes")
     evaluate.add_argument("--model", help="VLM folder (default: the built-in base)")
-    evaluate.add_argument("--scenes", type=int, default=500)
+    evaluate.add_argument("--scenes", type=_count, default=500)
     evaluate.add_argument("--json", action="store_true", help="print JSON only")
 
-    report = verbs.add_parser("report", help="write report.html of a run again")
+    report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
 
-    verbs.add_parser("doctor", help="check this machine and environment")
+    verb("doctor", "check this machine and environment")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    """Run a verb. Returns the exit code; no failure that is expected shows a traceback."""
     go_offline()
-    parser = build_parser()
-    arguments, extra = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if extra and arguments.verb not in ("compare", "train", "replay"):
-            raise UserError(f"unknown option {extra[0]!r}; see quartet {arguments.verb} --help")
-        return _run(arguments, extra)
+        own, settings = split_settings(build_parser(), words)
+        return VERBS[own.verb](own, settings)
     except UserError as error:
         print(f"quartet: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("quartet: interrupted; what was finished is in the run folder", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        from cluster.failures import RunFailedError, RunStoppedError
+
+        if not isinstance(error, RunFailedError | RunStoppedError):
+            raise
+        print(f"quartet: {error}", file=sys.stderr)
+        return 1
 
 
-def _run(arguments: argparse.Namespace, extra: list[str]) -> int:
-    match arguments.verb:
-        case "doctor":
-            from cluster.doctor import run
+def split_settings(
+    parser: argparse.ArgumentParser, words: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The verb's own arguments, and the settings among the words (`--group.key value`).
 
-            return run()
-        case "report":
-            from cluster.run import write_run_report
+    Done before parsing, because argparse takes the value of an unknown option for a positional.
+    """
+    if not words or words[0] not in CONFIGURABLE:
+        return parser.parse_args(words), []
+    own, settings = [words[0]], []
+    rest = list(words[1:])
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("--") or name in CONFIGURABLE[words[0]]:
+            own.append(word)
+            continue
+        settings.append(word)
+        if not equals and rest:
+            settings.append(rest.pop(0))
+    return parser.parse_args(own), settings
 
-            print(write_run_report(Path(arguments.run)))
-            return 0
-        case "eval":
-            from cluster.run import evaluate_model
 
-            return evaluate_model(arguments.model, arguments.scenes, as_json=arguments.json)
-        case "compare":
-            return _compare(arguments, extra)
-        case "replay":
-            from cluster.run import replay
-
-            values = _settings({}, None, extra)
-            return replay(Path(arguments.run), arguments.method, arguments.judge, values)
-        case _:
-            return _train(arguments, extra)
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
 
 
 def _settings(defaults: dict[str, Any], config: str | None, extra: list[str]) -> dict[str, Any]:
-    from cluster.config import apply_overrides, read_yaml
+    from cluster.config import apply_overrides, merge, read_yaml
 
-    values = {**defaults, **(read_yaml(config) if config else {})}
-    return apply_overrides(values, extra)
+    return apply_overrides(merge(defaults, read_yaml(config) if config else {}), extra)
 
 
 def _compare(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -114,29 +147,73 @@ def _compare(arguments: argparse.Namespace, extra: list[str]) -> int:
     config = validate(CompareConfig, values, arguments.config or "compare")
     from cluster.compare import compare
 
-    return compare(
-        config, rebuild_base=arguments.rebuild_base, only_base=arguments.only_base
-    )
+    return compare(config, rebuild_base=arguments.rebuild_base, only_base=arguments.only_base)
 
 
 def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
-    from cluster.config import RunConfig, validate
+    from cluster.config import RunConfig, set_key, validate
 
     values = _settings({}, arguments.config, extra)
-    method = values.setdefault("method", {})
-    if not isinstance(method, dict) or method.setdefault("name", arguments.method) != arguments.method:
+    method = values.get("method") or {}
+    if not isinstance(method, dict) or method.get("name", arguments.method) != arguments.method:
         raise UserError(
             f"{arguments.config or 'method'}: method.name does not fit train {arguments.method}"
         )
-    for key, value in (("model", arguments.model), ("judge", arguments.judge)):
+    set_key(values, "method.name", arguments.method)
+    for key, value in (
+        ("model", arguments.model),
+        ("judge", arguments.judge),
+        ("data.path", arguments.data),
+    ):
         if value is not None:
-            values[key] = value
-    if arguments.data is not None:
-        values.setdefault("data", {})["path"] = arguments.data
+            set_key(values, key, value)
     config = validate(RunConfig, values, arguments.config or "train")
     from cluster.run import train
 
     return train(config)
+
+
+def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
+    from cluster.replay import replay
+
+    values = _settings({}, None, extra)
+    return replay(Path(arguments.run), arguments.method, arguments.judge, values)
+
+
+def _eval(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.run import evaluate_model
+
+    return evaluate_model(arguments.model, arguments.scenes, as_json=arguments.json)
+
+
+def _report(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.run import write_run_report
+
+    print(write_run_report(Path(arguments.run)))
+    return 0
+
+
+def _doctor(*_: object) -> int:
+    from cluster.doctor import run
+
+    return run()
+
+
+VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "compare": _compare,
+    "train": _train,
+    "replay": _replay,
+    "eval": _eval,
+    "report": _report,
+    "doctor": _doctor,
+}
+HELP = ("--help",)
+CONFIGURABLE = {
+    "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base"),
+    "train": (*HELP, "--config", "--model", "--data", "--judge"),
+    "replay": (*HELP, "--method", "--judge"),
+}
+"""Verbs that take settings, with the options that are their own."""
 
 
 if __name__ == "__main__":

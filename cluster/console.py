@@ -33,12 +33,21 @@ WIDTH = 100
 class Console:
     """Terminal and log output of one run; also a context manager that closes the log."""
 
-    def __init__(self, log_path: Path | None = None, interactive: bool | None = None) -> None:
+    def __init__(
+        self,
+        log_path: Path | None = None,
+        interactive: bool | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         """Write to standard output and, without control codes, to `log_path` if given.
 
-        `interactive` None means: bars if standard output is a terminal.
+        `interactive` None means: bars if standard output is a terminal. `quiet` leaves standard
+        output to the caller.
         """
+        self.quiet = quiet
         self.interactive = sys.stdout.isatty() if interactive is None else interactive
+        self.interactive = self.interactive and not quiet
         self._rich = RichConsole(
             force_terminal=self.interactive or None,
             width=None if self.interactive else WIDTH,
@@ -134,6 +143,11 @@ class Console:
         """Print one line in red, marked as a warning."""
         self.line(f"warning: {text}", "bold red")
 
+    def log(self, text: str) -> None:
+        """Write to the log file only: what is too long for the terminal."""
+        if self._log is not None:
+            self._log.write(text.rstrip() + "\n")
+
     def round_line(
         self, arm: str, round: int, rounds: int, values: Mapping[str, float | int | str | None]
     ) -> None:
@@ -173,7 +187,7 @@ class Console:
             stamped = f"{time.strftime('%H:%M:%S')} {text}".rstrip()
             if self._log is not None:
                 self._log.write(stamped + "\n")
-            if not self.interactive:
+            if not self.interactive and not self.quiet:
                 print(stamped if stamp else text, flush=True)
 
     def _start_bars(self) -> None:

@@ -15,6 +15,7 @@ import ray
 
 from actors.train import TrainSpec
 from cluster.config import RunConfig
+from cluster.failures import RunStoppedError
 from cluster.session import Clock, Session
 from rewards.base import JudgeItem, scored
 from trainers.batch import Row
@@ -27,20 +28,18 @@ from trainers.roles import copies_in_loop, copies_in_training
 EvaluateRound = Callable[[], dict[str, float]]
 
 
-class RunStoppedError(RuntimeError):
-    """The run cannot go on; the message is one line for the user."""
-
-
 class PromptSource(Protocol):
     """Where a round's prompts come from; the same for every method with equal seed."""
 
-    def round(self, number: int) -> list[Sample]: ...
+    def round(self, number: int) -> list[Sample]:
+        """The prompts of round `number`, from 1."""
 
 
 class RolloutSource(Protocol):
     """Where a round's judged rollouts come from: the engine and the judge, or a recording."""
 
-    def collect(self, number: int) -> tuple[dict[str, Sample], list[ScoredRollout]]: ...
+    def collect(self, number: int) -> tuple[dict[str, Sample], list[ScoredRollout]]:
+        """Samples by id and judged rollouts of round `number`, from 1."""
 
 
 @dataclass(slots=True)
@@ -65,6 +64,7 @@ class OnlineRollouts:
         self.session, self.arm, self.prompts = session, arm, prompts
 
     def collect(self, number: int) -> tuple[dict[str, Sample], list[ScoredRollout]]:
+        """Answer, judge and record the round's prompts."""
         config, arm = self.arm.config, self.arm
         samples = self.prompts.round(number)
         with arm.clock.phase("generate"):
@@ -131,7 +131,8 @@ def run_arm(
     rng = random.Random(arm.config.seed)
     for number in range(1, arm.config.rounds + 1):
         begun = time.perf_counter()
-        with session.console.stage(f"{arm.name} round {number}/{arm.config.rounds}", total=4) as bar:
+        title = f"{arm.name} round {number}/{arm.config.rounds}"
+        with session.console.stage(title, total=4) as bar:
             bar.advance(0, "generate and judge")
             samples, judged = source.collect(number)
             bar.advance(1, "train")
@@ -176,6 +177,7 @@ def place(session: Session, arm: Arm) -> None:
 
 
 def train_spec(arm: Arm, role: str) -> TrainSpec:
+    """What the trainer of `role` loads."""
     train = arm.config.train
     return TrainSpec(
         role=role,
@@ -256,8 +258,8 @@ def train_copies(
     ratio = metrics.get("first/policy/ratio")
     if ratio is not None and abs(ratio - 1.0) > 1e-3:
         raise RunStoppedError(
-            f"{arm.name} round {number}: the first minibatch's ratio is {ratio:.5f}, not 1; old and "
-            "new log-probabilities were computed differently (dropout, dtype or padding)"
+            f"{arm.name} round {number}: the first minibatch's ratio is {ratio:.5f}, not 1; old "
+            "and new log-probabilities were computed differently (dropout, dtype or padding)"
         )
     return metrics
 
@@ -332,8 +334,10 @@ def write_round(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with RecordWriter(path) as writer:
-        for record in (*samples, *judged):
-            writer.append(record)
+        for sample in samples:
+            writer.append(sample)
+        for item in judged:
+            writer.append(item)
 
 
 def report_round(
@@ -364,7 +368,7 @@ def report_round(
         judge_calls=len(judged),
         parity=parity,
         seconds=seconds,
-        extra=metrics,
+        extra=dict(metrics),
     )
     arm.result.curve.append(point)
     line = {"arm": arm.name, **point.model_dump(exclude={"extra"}), **metrics}
@@ -388,4 +392,5 @@ def report_round(
 
 
 def count(counts: dict[str, int], reason: str) -> None:
+    """Add one to `reason`."""
     counts[reason] = counts.get(reason, 0) + 1

@@ -56,9 +56,7 @@ class HeldOut:
         if not self.num_curve_scenes:
             return {}
         metrics, _ = self._captions(session, self.captions[: self.num_curve_scenes])
-        return {
-            name: metrics[name] for name in ("chair_i", "chair_s", "recall", "response_length")
-        }
+        return {name: metrics[name] for name in ("chair_i", "chair_s", "recall", "response_length")}
 
     def full(self, session: Session) -> tuple[dict[str, float], list[str]]:
         """All metrics, and the caption of every scene."""

@@ -1,149 +1,251 @@
-"""Single runs: `quartet train`, `replay`, `eval` and `report`."""
+"""Single runs: `quartet train`, `eval` and `report`."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from actors.reward import REWARD_FILE
+from actors.engine import EngineSpec
 from cluster import base_model, judges
 from cluster.base_model import WorldRecipe
 from cluster.compare import describe_environment, engine_spec, run_folder
-from cluster.config import RunConfig, apply_overrides, read_yaml, to_yaml, validate
+from cluster.config import RunConfig, to_yaml
 from cluster.console import Console
-from cluster.driver import (
-    Arm,
-    EvaluateRound,
-    OnlineRollouts,
-    PromptSource,
-    RolloutSource,
-    RunStoppedError,
-    run_arm,
-)
+from cluster.driver import Arm, EvaluateRound, OnlineRollouts, PromptSource, run_arm
+from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.session import Session
-from cluster.sources import DrawnPrompts, FilePrompts, RecordedRollouts
-from rewards.base import JudgeItem, Judgement
+from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
 from trainers.comparison import Comparison, Evaluated, load, save
-from trainers.data.datasets import load_samples
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
-from trainers.data.processing import check_model_folder
-from trainers.data.records import Sample
-from trainers.gallery import Gallery, load_gallery
+from trainers.data.processing import Processing, check_model_folder
+from trainers.gallery import Gallery, gallery_item, load_gallery
 from trainers.registry import make_method
 from trainers.report import write_report
+
+GALLERY_SCENES = 12
+
+
+@dataclass(slots=True)
+class Run:
+    """One run while it is being made."""
+
+    session: Session
+    config: RunConfig
+    folder: Path
+    store: ImageStore
+    arm: Arm
+    judge: str
+    """Resolved: a folder, `module:function` or `random`."""
+    held_out: HeldOut | None = None
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    base_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train(config: RunConfig) -> int:
     """One method, online. Returns the exit code."""
     check_inputs(config)
-    folder = run_folder(config.output, config.name or config.method.name)
-    store = ImageStore(folder / "images")
-    samples = None
-    if config.data.path is not None:
-        samples = read_data(config, store, folder)
-    with Console(folder / "run.log") as console, _session(config, console) as session:
-        arm, built = _prepare(session, config, folder, store)
-        if samples is not None:
-            console.line(f"{config.data.path}: {len(samples)} prompts")
-        _describe_batches(console, config)
-        with console.stage("start engines"):
-            session.load_rollout(engine_spec(arm.model_dir, store, config))
-            judges.load_judge(session, config.judge or str(built), store, config)
-        prompts: PromptSource
-        held_out: HeldOut | None = None
-        if samples is None:
-            prompts = DrawnPrompts(store, config.rollout.num_prompts, config.seed)
-            held_out = HeldOut(store, config.eval.num_scenes, config.eval.num_curve_scenes)
-        else:
-            prompts = FilePrompts(samples, config.rollout.num_prompts, config.seed)
-        return _run(session, arm, OnlineRollouts(session, arm, prompts), held_out)
+    with new_run(config, config.name or config.method.name) as (console, folder):
+        store = ImageStore(folder / "images")
+        data = read_data(config.data, store, console) if config.data.path else None
+        if data is not None and config.model is not None:  # before anything slow starts
+            data = data.fitting(Processing(config.model, store), config)
+        with make_session(config, console) as session:
+            run = prepare(session, config, folder, store)
+            prompts: PromptSource
+            if data is None:
+                run.held_out = HeldOut(store, config.eval.num_scenes, config.eval.num_curve_scenes)
+                prompts = DrawnPrompts(store, config.rollout.num_prompts, config.seed)
+            else:
+                if config.model is None:
+                    data = data.fitting(Processing(run.arm.model_dir, store), config)
+                run.arm.result.dropped.update(data.dropped)
+                prompts = FilePrompts(data.samples, config.rollout.num_prompts, config.seed)
+            describe_batches(console, config)
+            with console.stage("start engines"):
+                session.load_rollout(rollout_spec(run, data))
+                judges.load_judge(session, run.judge, store, config)
+            return finish(run, lambda: _online(run, prompts))
 
 
-def replay(run: Path, method: str, judge: str | None, overrides: dict[str, Any]) -> int:
-    """Train `method` on the recorded rollouts of `run`, without generating."""
-    recorded = _recorded_config(run)
-    values = recorded.model_dump()
-    for key in ("method", "judge", "name"):
-        values.pop(key)
-    values |= {"method": {"name": method}, "judge": judge, **overrides}
-    values["method"]["name"] = method
-    config = validate(RunConfig, values, str(run))
-    files = len(sorted((run / "rounds").glob("round_*.msgpack")))
-    if not files:
-        raise UserError(f"{run}: no rounds/round_*.msgpack; give the folder of a finished run")
-    config = config.model_copy(update={"rounds": min(config.rounds, files)})
-    check_inputs(config)
-    folder = run_folder(config.output, f"replay-{method}")
-    with Console(folder / "run.log") as console, _session(config, console) as session:
-        store = ImageStore(_image_root(run))
-        arm, _ = _prepare(session, config, folder, store)
-        new_judge: tuple[str, Callable[[Sequence[JudgeItem]], list[Judgement]]] | None = None
-        if judge is not None:
-            name = judges.load_judge(session, judge, store, config)
-            actor = session.actor("judge")
-            new_judge = (name, lambda items: list(ray.get(actor.judge.remote(items))))
-        source = RecordedRollouts(run, console.warn, new_judge)
-        return _run(session, arm, source, None, online=False)
+def _online(run: Run, prompts: PromptSource) -> None:
+    evaluate: EvaluateRound | None = None
+    if (held_out := run.held_out) is not None:
+        measure(run, "base")
+        evaluate = lambda: held_out.quick(run.session)  # noqa: E731
+    run_arm(run.session, run.arm, OnlineRollouts(run.session, run.arm, prompts), evaluate)
+    if held_out is not None:
+        measure(run, run.arm.name)
 
 
 def check_inputs(config: RunConfig) -> None:
     """Refuse what cannot work before a process or a folder exists."""
     if config.model is not None:
-        check_model_folder(config.model)
+        text = check_model_folder(config.model).get("text_config", {})
+        longest = text.get("max_position_embeddings")
+        if longest is not None and config.rollout.max_model_len > longest:
+            raise UserError(
+                f"rollout.max_model_len={config.rollout.max_model_len}: {config.model} takes at "
+                f"most {longest} tokens"
+            )
     if config.judge is not None:
         judges.check_judge(config.judge)
-    if config.data.path is not None and not Path(config.data.path).is_file():
-        raise UserError(f"data.path: {config.data.path}: no such file")
-
-
-def read_data(config: RunConfig, store: ImageStore, folder: Path) -> list[Sample]:
-    """The data file's samples; the run folder goes again if the file is refused."""
-    assert config.data.path is not None
-    try:
-        loaded = load_samples(
-            Path(config.data.path), store, image_root=config.data.image_root
+    if config.data.path is None:
+        return
+    if config.judge is None:
+        raise UserError(
+            "judge: the built-in judge only knows the drawn world; with data of your own give "
+            "--judge, a critique model's folder or module:function"
         )
-    except UserError:
-        import shutil
+    if not Path(config.data.path).is_file():
+        raise UserError(f"data.path: {config.data.path}: no such file")
+    if config.data.image_root is not None and not Path(config.data.image_root).is_dir():
+        raise UserError(f"data.image_root: {config.data.image_root}: no such folder")
 
-        shutil.rmtree(folder)
+
+@contextmanager
+def new_run(config: RunConfig, name: str) -> Iterator[tuple[Console, Path]]:
+    """A run folder with its log. Failures become one line; see `cluster.failures.reported`."""
+    folder = run_folder(config.output, name)
+    with Console(folder / "run.log") as console, reported(console, folder):
+        yield console, folder
+
+
+def make_session(config: RunConfig, console: Console) -> Session:
+    """The run's Ray session."""
+    return Session(
+        num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+    )
+
+
+def prepare(
+    session: Session,
+    config: RunConfig,
+    folder: Path,
+    store: ImageStore,
+    recipe: WorldRecipe | None = None,
+) -> Run:
+    """Write what the run is made of, and find the models it starts from."""
+    console = session.console
+    console.line(f"run folder: {folder}")
+    (folder / "config.yaml").write_text(to_yaml(config))
+    environment = describe_environment(session)
+    (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
+    model_dir, judge = config.model, config.judge
+    if model_dir is None or judge is None:
+        built = base_model.ensure(session, recipe or WorldRecipe())
+        model_dir, judge = model_dir or str(built.base), judge or str(built.judge)
+    critic_dir = judges.critic_folder(judge, model_dir)
+    if config.method.name == "ppo":
+        console.line(f"critic starts from {'the policy' if critic_dir == model_dir else judge}")
+    arm = Arm(
+        name=config.method.name,
+        method=make_method(config.method),
+        config=config,
+        model_dir=model_dir,
+        critic_dir=critic_dir,
+        folder=folder,
+        image_root=str(store.root),
+    )
+    return Run(session, config, folder, store, arm, judge)
+
+
+def rollout_spec(run: Run, data: DataFile | None = None) -> EngineSpec:
+    """What the rollout engine loads; room for as many images as a sample of `data` has."""
+    spec = engine_spec(run.arm.model_dir, run.store, run.config)
+    return spec if data is None else replace(spec, max_images=max(1, data.max_images))
+
+
+def measure(run: Run, name: str) -> None:
+    """Held-out metrics of what the engine holds now, as `base` or as the arm's result."""
+    assert run.held_out is not None
+    title = "evaluate before training" if name == "base" else "evaluate after training"
+    with run.session.console.stage(title):
+        metrics, run.captions[name] = run.held_out.full(run.session)
+    if name == "base":
+        run.base_metrics = dict(metrics)
+    else:
+        run.arm.result.metrics = dict(metrics)
+
+
+def finish(run: Run, work: Callable[[], None]) -> int:
+    """Do the work, then write what there is, however the work ended. Returns the exit code."""
+    begun = time.perf_counter()
+    arm, console = run.arm, run.session.console
+    code = 0
+    try:
+        with surfaced():
+            work()
+            ray.get(run.session.trainer("policy").call("save", str(run.folder / "final")))
+    except RunStoppedError as error:
+        arm.result.failure = str(error)
+        console.warn(str(error))
+        code = 1
+    except BaseException as error:
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        arm.result.failure = stopped
         raise
-    print(loaded.description)
-    for item in loaded.dropped:
-        print(f"dropped row {item.row}: {item.reason}")
-    return list(loaded.samples)
+    finally:
+        arm.result.seconds_by_phase = arm.clock.seconds()
+        comparison = Comparison(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=run.config.seed,
+            config=run.config.model_dump(mode="json"),
+            environment=json.loads((run.folder / "env.json").read_text()),
+            base=Evaluated(metrics=dict(run.base_metrics)),
+            methods={arm.name: arm.result},
+            seconds_total=time.perf_counter() - begun,
+        )
+        write_results(run, comparison)
+    console.comparison_table(comparison)
+    for reason, number in arm.result.dropped.items():
+        console.line(f"dropped {number}: {reason}")
+    if code == 0:
+        console.line(f"model: {run.folder / 'final'}")
+    console.line(f"report: {run.folder / 'report.html'}", "bold")
+    return code
+
+
+def write_results(run: Run, comparison: Comparison) -> None:
+    """`compare.json`, `gallery.json` and `report.html`."""
+    items = []
+    scenes = run.held_out.captions[:GALLERY_SCENES] if run.held_out and run.captions else []
+    for index, sample in enumerate(scenes):
+        answers = {name: texts[index] for name, texts in run.captions.items()}
+        png = run.store.read_bytes(sample.images[0])
+        items.append(gallery_item(png, sample.truth or {}, answers, sample.prompt[0].text))
+    gallery = Gallery(items=items)
+    save(comparison, run.folder / "compare.json")
+    save(gallery, run.folder / "gallery.json")
+    write_report(comparison, gallery, run.folder / "report.html")
 
 
 def evaluate_model(model: str | None, scenes: int, *, as_json: bool) -> int:
     """CHAIR and POPE of one model on the held-out scenes."""
-    if model is not None:
-        check_model_folder(model)
-    folder = run_folder("runs", "eval")
-    with Console(folder / "run.log") as console, Session(console=console) as session:
-        if as_json:
-            console.interactive = False
+    config = RunConfig.model_validate({"method": {"name": "sft"}, "model": model})
+    check_inputs(config)
+    folder = run_folder(config.output, "eval")
+    with Console(folder / "run.log", quiet=as_json) as console, reported(console, folder):
         store = ImageStore(folder / "images")
-        model_dir = model or base_model.ensure(session, WorldRecipe()).base
-        held_out = HeldOut(store, scenes, 0)
-        defaults = RunConfig.model_validate({"method": {"name": "sft"}})
-        with console.stage("evaluate"):
-            session.load_rollout(engine_spec(model_dir, store, defaults))
-            metrics, answers = held_out.full(session)
+        with Session(console=console) as session:
+            model_dir = model or base_model.ensure(session, WorldRecipe()).base
+            held_out = HeldOut(store, scenes, 0)
+            with console.stage("evaluate"):
+                session.load_rollout(engine_spec(model_dir, store, config))
+                metrics, answers = held_out.full(session)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (folder / "answers.jsonl").write_text(
-        "".join(
-            json.dumps({"id": sample.id, "answer": text, "truth": sample.truth}) + "\n"
-            for sample, text in zip(held_out.captions, answers, strict=True)
-        )
-    )
+    with (folder / "answers.jsonl").open("w") as file:
+        for sample, text in zip(held_out.captions, answers, strict=True):
+            line = {"id": sample.id, "answer": text, "truth": sample.truth}
+            file.write(json.dumps(line) + "\n")
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -155,6 +257,8 @@ def evaluate_model(model: str | None, scenes: int, *, as_json: bool) -> int:
 
 def write_run_report(run: Path) -> Path:
     """Write `report.html` of a run folder again from its JSON files."""
+    if not (run / "compare.json").is_file():
+        raise UserError(f"{run}: no compare.json; give the folder of a run")
     comparison = load(run / "compare.json")
     gallery_file = run / "gallery.json"
     gallery = load_gallery(gallery_file) if gallery_file.is_file() else Gallery()
@@ -163,87 +267,7 @@ def write_run_report(run: Path) -> Path:
     return target
 
 
-def _session(config: RunConfig, console: Console) -> Session:
-    return Session(
-        num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
-    )
-
-
-def _prepare(
-    session: Session, config: RunConfig, folder: Path, store: ImageStore
-) -> tuple[Arm, Path | None]:
-    """The arm, and the built-in judge's folder if the run needs one of the built-in models."""
-    session.console.line(f"run folder: {folder}")
-    (folder / "config.yaml").write_text(to_yaml(config))
-    environment = describe_environment(session)
-    (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
-    built = None
-    if config.model is None or config.judge is None:
-        built = base_model.ensure(session, WorldRecipe())
-    model_dir = config.model or str(built.base if built else "")
-    judge_dir = config.judge or str(built.judge if built else "")
-    # The critic starts from the reward model where there is one, else from the policy.
-    has_reward_model = (Path(judge_dir) / REWARD_FILE).is_file()
-    arm = Arm(
-        name=config.method.name,
-        method=make_method(config.method),
-        config=config,
-        model_dir=model_dir,
-        critic_dir=judge_dir if has_reward_model else model_dir,
-        folder=folder,
-        image_root=str(store.root),
-    )
-    return arm, built.judge if built else None
-
-
-def _run(
-    session: Session,
-    arm: Arm,
-    source: RolloutSource,
-    held_out: HeldOut | None,
-    *,
-    online: bool = True,
-) -> int:
-    begun = time.perf_counter()
-    comparison = Comparison(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=arm.config.seed,
-        config=arm.config.model_dump(mode="json"),
-        environment=json.loads((arm.folder / "env.json").read_text()),
-        methods={arm.name: arm.result},
-    )
-    evaluate: EvaluateRound | None = None
-    code = 0
-    try:
-        if held_out is not None:
-            with session.console.stage("evaluate before training"):
-                metrics, _ = held_out.full(session)
-                comparison.base = Evaluated(metrics=dict(metrics))
-            evaluate = lambda: held_out.quick(session)  # noqa: E731
-        run_arm(session, arm, source, evaluate, online=online)
-        if held_out is not None:
-            with session.console.stage("evaluate after training"):
-                metrics, _ = held_out.full(session)
-                arm.result.metrics = dict(metrics)
-        ray.get(session.trainer("policy").call("save", str(arm.folder / "final")))
-    except RunStoppedError as error:
-        arm.result.failure = str(error)
-        session.console.warn(str(error))
-        code = 1
-    except KeyboardInterrupt:
-        arm.result.failure = "interrupted"
-        raise
-    finally:
-        comparison.seconds_total = time.perf_counter() - begun
-        save(comparison, arm.folder / "compare.json")
-        write_report(comparison, Gallery(), arm.folder / "report.html")
-    session.console.comparison_table(comparison)
-    session.console.line(f"model: {arm.folder / 'final'}")
-    session.console.line(f"report: {arm.folder / 'report.html'}", "bold")
-    return code
-
-
-def _describe_batches(console: Console, config: RunConfig) -> None:
+def describe_batches(console: Console, config: RunConfig) -> None:
     """The derivation of the batch sizes, so that nobody has to guess what a step is."""
     rollouts = config.rollout.num_prompts * config.rollout.num_rollouts_per_prompt
     console.line(
@@ -252,25 +276,3 @@ def _describe_batches(console: Console, config: RunConfig) -> None:
         f"{config.method.minibatch_size} groups an optimiser step, {config.method.epochs} epochs, "
         f"{config.train.micro_batch_size} rows a forward, {config.train.num_ranks} rank(s)"
     )
-
-
-def _recorded_config(run: Path) -> RunConfig:
-    """The configuration of a run's folder, or of one arm's folder inside a comparison."""
-    from cluster.config import CompareConfig
-
-    if (run / "config.yaml").is_file():
-        values = read_yaml(run / "config.yaml")
-        if "arms" in values:
-            raise UserError(f"{run}: this is a comparison; give one of its arms, e.g. {run}/ppo")
-        return validate(RunConfig, values, str(run / "config.yaml"))
-    parent = run.parent / "config.yaml"
-    if not parent.is_file():
-        raise UserError(f"{run}: no config.yaml; give the folder of a run")
-    return validate(CompareConfig, read_yaml(parent), str(parent)).arm(run.name)
-
-
-def _image_root(run: Path) -> Path:
-    for folder in (run / "images", run.parent / "images"):
-        if folder.is_dir():
-            return folder
-    raise UserError(f"{run}: its images folder is missing; rounds cannot be replayed without it")

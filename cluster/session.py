@@ -40,6 +40,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; phases may come again."""
         begun = time.perf_counter()
         try:
             yield
@@ -47,6 +48,7 @@ class Clock:
             self.spans.append((name, begun - self.start, time.perf_counter() - self.start))
 
     def seconds(self) -> dict[str, float]:
+        """Seconds by phase, summed over its spans."""
         totals: dict[str, float] = {}
         for name, begun, ended in self.spans:
             totals[name] = totals.get(name, 0.0) + ended - begun
@@ -63,15 +65,17 @@ class TrainGroup:
         """References to every rank's result; the first is rank 0's."""
         return [getattr(actor, name).remote(*args, **kwargs) for actor in self.actors]
 
+    def connect(self) -> None:
+        """Join the ranks to one DeepSpeed group, rank 0's host being the rendezvous."""
+        host, port = ray.get(self.actors[0].address.remote())
+        ray.get(self.call("connect", host, port))
+
     def score_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Rows are dealt to ranks in turn; equal numbers, since ZeRO-3 ranks move in step."""
         world = len(self.actors)
         padded = [*rows, *rows[: -len(rows) % world]]
         parts = ray.get(
-            [
-                actor.score_rows.remote(padded[rank::world])
-                for rank, actor in enumerate(self.actors)
-            ]
+            [actor.score_rows.remote(padded[rank::world]) for rank, actor in enumerate(self.actors)]
         )
         return [parts[index % world][index // world] for index in range(len(rows))]
 
@@ -84,10 +88,12 @@ class Session:
         self.num_threads = num_threads or max(1, len(os.sched_getaffinity(0)))
         self.num_ranks = num_ranks
         self._groups: dict[str, TrainGroup] = {}
+        self._connected: set[str] = set()
         self._single: dict[str, Any] = {}
 
     def __enter__(self) -> Session:
-        if not ray.is_initialized():
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
             ray.init(
                 address=os.environ.get("RAY_ADDRESS"),
                 include_dashboard=False,
@@ -98,7 +104,8 @@ class Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        ray.shutdown()
+        if self._owns_ray:
+            ray.shutdown()
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -117,23 +124,57 @@ class Session:
         share = min(1.0, gpus / (NUM_ROLES + 2 * (self.num_ranks - 1))) if gpus else 0.0
         return {"num_cpus": 0, "num_gpus": share}
 
-    def _start(self, actor: type, **kwargs: Any) -> Any:
-        return ray.remote(actor).options(**self._options()).remote(
-            num_threads=self.num_threads, **kwargs
+    def _start(self, actor: type, num_threads: int | None = None, **kwargs: Any) -> Any:
+        return (
+            ray.remote(actor)
+            .options(**self._options())
+            .remote(num_threads=num_threads or self.num_threads, **kwargs)
+        )
+
+    def prestart(self, trained: Sequence[Role], single: Sequence[str]) -> None:
+        """Start processes and their slow imports in the background; nothing waits for them."""
+        for role in trained:
+            for actor in self._create_trainer(role).actors:
+                actor.warm_up.remote()
+        for name in single:
+            self.actor(name).warm_up.remote()
+
+    def _create_trainer(self, role: Role) -> TrainGroup:
+        if role not in self._groups:
+            self._groups[role] = self._ranks(self.num_ranks, self.num_threads)
+        return self._groups[role]
+
+    def _ranks(self, number: int, num_threads: int) -> TrainGroup:
+        return TrainGroup(
+            [
+                self._start(TrainActor, num_threads, rank=rank, world_size=number)
+                for rank in range(number)
+            ]
         )
 
     def trainer(self, role: Role) -> TrainGroup:
-        """The DeepSpeed ranks of a trained role."""
-        if role not in self._groups:
-            actors = [
-                self._start(TrainActor, rank=rank, world_size=self.num_ranks)
-                for rank in range(self.num_ranks)
-            ]
-            group = TrainGroup(actors)
-            host, port = ray.get(actors[0].address.remote())
-            ray.get(group.call("connect", host, port))
-            self._groups[role] = group
-        return self._groups[role]
+        """The DeepSpeed ranks of a trained role, connected to each other."""
+        group = self._create_trainer(role)
+        if role not in self._connected:
+            group.connect()
+            self._connected.add(role)
+        return group
+
+    @contextmanager
+    def builder(self) -> Iterator[TrainGroup]:
+        """Ranks for building models outside a run, ended after use.
+
+        On a CPU one rank per core with one thread each: for small matrices that is nearly twice as
+        fast as one rank with all the threads.
+        """
+        on_gpu = torch.cuda.is_available()
+        group = self._ranks(1 if on_gpu else self.num_threads, self.num_threads if on_gpu else 1)
+        try:
+            group.connect()
+            yield group
+        finally:
+            for actor in group.actors:
+                ray.kill(actor)
 
     def actor(self, role: str) -> Any:
         """The single actor of `rollout`, `judge` or `reference`."""
@@ -147,12 +188,15 @@ class Session:
         return role in self._groups or role in self._single
 
     def load_trainer(self, role: Role, spec: TrainSpec) -> None:
+        """Load `spec` on every rank of the role."""
         ray.get(self.trainer(role).call("load", spec))
 
     def load_rollout(self, spec: EngineSpec) -> None:
+        """Start the rollout engine."""
         ray.get(self.actor("rollout").load.remote(spec))
 
     def load_judge(self, make: Callable[[], Judge]) -> str:
+        """Make the judge in its process; returns its name."""
         name: str = ray.get(self.actor("judge").load.remote(make))
         return name
 

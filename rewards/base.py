@@ -29,13 +29,17 @@ class Judgement:
 
 
 class Judge(Protocol):
+    """Anything that scores responses; its name goes into the records."""
+
     name: str
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """One judgement per item, in order."""
 
 
-def scored(items: Sequence[JudgeItem], judgements: Sequence[Judgement], judge: str) -> list[ScoredRollout]:
+def scored(
+    items: Sequence[JudgeItem], judgements: Sequence[Judgement], judge: str
+) -> list[ScoredRollout]:
     """Attach judgements to their rollouts. A score that is not finite becomes a failure."""
     results = []
     for item, judgement in zip(items, judgements, strict=True):

@@ -90,7 +90,7 @@ def _one_pair(
 
 
 def critique_conversations(
-    seed: int, *, mixture: Mixture = CRITIQUE_MIXTURE, max_objects: int = 4
+    seed: int, *, mixture: Mixture = CRITIQUE_MIXTURE, max_objects: int = len(POSITIONS)
 ) -> Iterator[Example]:
     """Endless conversations prompt, response with injected errors, request, true critique.
 

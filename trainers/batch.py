@@ -44,6 +44,7 @@ class Row:
     def of_response(
         cls, sample: Sample, response_ids: tuple[int, ...], id: str, **scalars: float
     ) -> Row:
+        """A row whose targets are a sampled response."""
         return cls(
             id=id,
             prompt=sample.prompt,
@@ -77,6 +78,8 @@ class Batch:
     """Row.scalars, shape (B,)."""
 
     def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
@@ -86,6 +89,7 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
+        """B."""
         return self.input_ids_BT.shape[0]
 
 

@@ -1,4 +1,4 @@
-"""Settings of the methods. Every field is shown in `config.yaml` of a run; unknown keys are refused.
+"""Settings of the methods, every one shown in a run's `config.yaml`; unknown keys are refused.
 
 Defaults are tuned for the built-in task on a CPU (a 1 M parameter model trained from scratch);
 `docs/methods.md` lists the values that the papers use for 7B models.

@@ -35,11 +35,11 @@ def correction_from(
 
     Only the critiques' findings are used, never the data's ground truth.
 
-    * Denials (answer `no`): claims that the rejected response's critique calls bad. A claim that
-      either critique also calls ok or missing is in the image (named twice, say) and is not denied.
-    * Affirmations (answer `yes`): claims that it calls missing, and what it gives as corrections of
-      denied claims; then what it calls ok; then what the chosen response's critique calls ok or
-      missing.
+    * Denials (answer `no`): claims that the rejected response's critique calls bad. A bad claim can
+      be true of the image all the same (said twice, or of the wrong place): one that either
+      critique also calls ok or missing, or gives as a correction, is never denied.
+    * Affirmations (answer `yes`): claims that it calls missing, and what it gives as corrections;
+      then what it calls ok; then what the chosen response's critique calls ok or missing.
     * Equally many of both, at most `max_turns` in all; otherwise the model learns that the answer
       is "no". The number follows the larger of bad and missing; `fallback_absent` supplies denials
       where the critique names too few.
@@ -120,17 +120,16 @@ class _Claims:
 def _sort_claims(rejected: list[Finding], chosen: list[Finding], templates: _Templates) -> _Claims:
     true_findings = [f for f in (*rejected, *chosen) if f.verdict in ("ok", "missing")]
     true_claims = {normalise(f.claim) for f in true_findings}
-    true_claims |= {normalise(f.correction) for f in rejected if f.correction}
+    true_claims |= {normalise(f.correction) for f in (*rejected, *chosen) if f.correction}
     bad = [f for f in rejected if f.verdict == "bad" and normalise(f.claim) not in true_claims]
     missing = [(f.claim, f) for f in rejected if f.verdict == "missing"]
-    missing += [(f.correction, f) for f in bad if f.correction]
+    missing += [(f.correction, f) for f in rejected if f.correction]
     denied = _questions(((f.claim, f) for f in bad), templates, set())
     seen = set(denied)
     missing_questions = _questions(missing, templates, seen)
     seen.update(missing_questions)
     present = _questions(((f.claim, f) for f in true_findings), templates, seen)
-    known = true_claims | {normalise(claim) for claim, _ in missing}
-    known |= {normalise(f.claim) for f in (*rejected, *chosen)}
+    known = true_claims | {normalise(f.claim) for f in (*rejected, *chosen)}
     return _Claims(denied, missing_questions, present, frozenset(known))
 
 

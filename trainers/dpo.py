@@ -25,6 +25,8 @@ from trainers.roles import Copy, Role
 
 
 class DPO(Method):
+    """Iterative DPO; see the module's head."""
+
     name = "dpo"
     copies = (Copy("policy", trained=True), Copy("reference", trained=False))
     signals = (Signal("ref_logprobs", "reference"),)
@@ -36,11 +38,13 @@ class DPO(Method):
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:
+        """The round's rows, from judged rollouts."""
         mined = mine_pairs(scored, rng=rng, **self.config.pairs.model_dump())
         groups = [_group(pair, samples[pair.sample_id]) for pair in mined.pairs]
         return Selection(groups, mined.stats)
 
     def optimisation(self, role: Role) -> Optimisation:
+        """How `role` is optimised in this round."""
         config = self.config
         return Optimisation(
             learning_rate=config.learning_rate,
@@ -50,12 +54,14 @@ class DPO(Method):
         )
 
     def totals(self, batch: Batch) -> dict[str, float]:
+        """Counts that the loss divides by."""
         chosen_tokens = float(batch.mask_BR[0::2].sum())
         return {"pairs": batch.num_rows / 2, "chosen_tokens": chosen_tokens}
 
     def loss(
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         assert outputs.logprobs_BR is not None
         config = self.config
         logprobs_B = (outputs.logprobs_BR * batch.mask_BR).sum(1)

@@ -6,7 +6,7 @@ method alike:
     groups  = method.select(scored, samples, rng)     # which rows to train on
     signals = method.signals                          # per-token values asked of the copies
     method.prepare(groups)                            # from signals to targets (PPO: advantages)
-    loss    = method.loss(role, outputs, batch, totals)   # called by the engine of each trained copy
+    loss    = method.loss(role, outputs, batch, totals)   # called by each trained copy's engine
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def optimisation(self, role: Role) -> Optimisation: ...
+    def optimisation(self, role: Role) -> Optimisation:
+        """How `role` is optimised in this round."""
 
     def totals(self, batch: Batch) -> dict[str, float]:
         """Counts that the loss divides by; summed over the micro-batches and ranks of a step."""
@@ -102,4 +103,5 @@ class Method(ABC):
 
     @property
     def trained(self) -> tuple[Role, ...]:
+        """Roles of the trained copies."""
         return trained_roles(self.copies)

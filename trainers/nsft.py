@@ -31,6 +31,8 @@ from trainers.roles import Copy, Role
 
 
 class NSFT(Method):
+    """nSFT; see the module's head."""
+
     name = "nsft"
     copies = (Copy("policy", trained=True),)
 
@@ -40,6 +42,7 @@ class NSFT(Method):
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:
+        """The round's rows, from judged rollouts."""
         config = self.config
         mined = mine_pairs(scored, rng=rng, **config.pairs.model_dump())
         absent = _absent_claims(scored)
@@ -75,6 +78,7 @@ class NSFT(Method):
         return Selection(groups, stats)
 
     def optimisation(self, role: Role) -> Optimisation:
+        """How `role` is optimised in this round."""
         config = self.config
         return Optimisation(
             learning_rate=config.learning_rate,
@@ -84,6 +88,7 @@ class NSFT(Method):
         )
 
     def totals(self, batch: Batch) -> dict[str, float]:
+        """Counts that the loss divides by."""
         tokens_B = batch.mask_BR.sum(1).float()
         correction_B = batch.scalars["correction"]
         return {
@@ -94,6 +99,7 @@ class NSFT(Method):
     def loss(
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         assert outputs.logprobs_BR is not None
         correction_B = batch.scalars["correction"]
         # One weighted sum instead of two passes: each row's tokens carry their own term's divisor.

@@ -36,6 +36,8 @@ from trainers.roles import Copy, Role
 
 
 class PPO(Method):
+    """PPO with a critic; see the module's head."""
+
     name = "ppo"
     copies = (
         Copy("policy", trained=True),
@@ -58,6 +60,7 @@ class PPO(Method):
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:
+        """The round's rows, from judged rollouts."""
         kept = [item for item in scored if item.score is not None]
         scores = np.array([item.score for item in kept], dtype=np.float64)
         if self.score_mean is None and len(kept) > 1:
@@ -78,6 +81,7 @@ class PPO(Method):
         return Selection(groups, {"rows": float(len(groups))})
 
     def prepare(self, groups: Sequence[Group]) -> dict[str, float]:
+        """From signals to targets, over the whole round."""
         rows = [row for (row,) in groups]
         mask_BR = _pad([np.ones_like(row.tokens["old_logprobs"]) for row in rows]).bool()
         old_BR = _pad([row.tokens["old_logprobs"] for row in rows])
@@ -106,6 +110,7 @@ class PPO(Method):
         }
 
     def optimisation(self, role: Role) -> Optimisation:
+        """How `role` is optimised in this round."""
         config = self.config
         warming_up = role == "policy" and self.rounds <= config.critic_warmup_rounds
         return Optimisation(
@@ -118,6 +123,7 @@ class PPO(Method):
     def loss(
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         if role == "critic":
             assert outputs.values_BR is not None
             loss, metrics = value_loss(

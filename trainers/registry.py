@@ -11,6 +11,7 @@ from trainers.sft import SFT
 
 
 def make_method(config: MethodConfig) -> Method:
+    """The method that these settings belong to."""
     match config:
         case PPOConfig():
             return PPO(config)

@@ -23,6 +23,7 @@ class Copy:
 
 
 def trained_roles(copies: tuple[Copy, ...]) -> tuple[Role, ...]:
+    """Roles of the copies that are trained."""
     return tuple(copy.role for copy in copies if copy.trained)
 
 

@@ -24,6 +24,8 @@ from trainers.roles import Copy, Role
 
 
 class SFT(Method):
+    """SFT on chosen responses; see the module's head."""
+
     name = "sft"
     copies = (Copy("policy", trained=True),)
 
@@ -33,16 +35,16 @@ class SFT(Method):
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:
+        """The round's rows, from judged rollouts."""
         mined = mine_pairs(scored, rng=rng, **self.config.pairs.model_dump())
         groups: list[Group] = []
         for pair in mined.pairs:
             chosen = pair.chosen.rollout
-            groups.append(
-                (Row.of_response(samples[pair.sample_id], chosen.token_ids, chosen.id),)
-            )
+            groups.append((Row.of_response(samples[pair.sample_id], chosen.token_ids, chosen.id),))
         return Selection(groups, mined.stats)
 
     def optimisation(self, role: Role) -> Optimisation:
+        """How `role` is optimised in this round."""
         config = self.config
         return Optimisation(
             learning_rate=config.learning_rate,
@@ -54,6 +56,7 @@ class SFT(Method):
     def loss(
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         assert outputs.logprobs_BR is not None
         ones_B = outputs.logprobs_BR.new_ones(batch.num_rows)
         return sft_loss(outputs.logprobs_BR, batch.mask_BR, ones_B, normalizer=totals["tokens"])

@@ -46,9 +46,12 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
     CHAIR_i cut by at least 50 % of the base's; recall at most 3 points lower; at least 90 % as
     many mentions as true objects (so the cut is not silence); nSFT's yes ratio in 40..60 %; random
     selection no better than the base beyond 10 % or two standard errors; the critic's explained
-    variance above 0.2 on average over the last third of the rounds. A missing number fails.
+    variance above 0.2 on average over the last third of the rounds. A missing number fails; without
+    a held-out evaluation of the base (data of one's own) there is nothing to decide.
     """
     base = comparison.base.metrics
+    if not base:
+        return []
     result: list[Verdict] = []
     for name, label in (("ppo", "PPO"), ("dpo", "DPO"), ("nsft", "nSFT")):
         if name in comparison.methods:

@@ -2,41 +2,100 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.critique import parse_critique, quality, write_critique
-from trainers.data.records import Finding
-from trainers.data.scenes import Scene, Shape, caption, draw_exists, draw_question, draw_scene
+from rewards.critique import CRITIQUE_REQUEST, parse_critique, quality, write_critique
+from rewards.drawn_pairs import corrupt
+from trainers.data.drawn_model import WORDS
+from trainers.data.drawn_sft import biased_answer, biased_caption
+from trainers.data.records import Finding, Sample, Turn
+from trainers.data.scenes import (
+    Scene,
+    Shape,
+    caption,
+    draw_exists,
+    draw_question,
+    draw_scene,
+    parse_mentions,
+)
 
 SCENE = Scene(
     (
-        Shape("red", "circle", "top"),
-        Shape("red", "circle", "left"),
-        Shape("green", "cross", "bottom"),
+        Shape("red", "circle", "top-left"),
+        Shape("red", "circle", "bottom-left"),
+        Shape("green", "cross", "bottom-right"),
     )
 )
+LISTING = "image red circle top-left red circle bottom-left green cross bottom-right . "
+REST_SAID = "a red circle bottom-left . a green cross bottom-right ."
+TOP_LEFT = "top-left is red circle ok "
+REST = "bottom-left is red circle ok bottom-right is green cross ok"
 
 
 @pytest.mark.parametrize(
     ("response", "critique", "score"),
     [
-        (caption(SCENE), "red circle ok red circle ok green cross ok", 0),
+        (caption(SCENE), TOP_LEFT + REST, 0),
+        # any order is right, and the critique follows it
         (
-            "a red circle top . a blue square left .",
-            "red circle ok blue square bad missing red circle missing green cross",
+            "a green cross bottom-right . a red circle bottom-left . a red circle top-left .",
+            "bottom-right is green cross ok bottom-left is red circle ok top-left is red circle ok",
+            0,
+        ),
+        # another object's place and an empty one; two objects are left out
+        (
+            "a blue square top-left . a white cross top-right . a red circle bottom-left .",
+            (
+                "top-left is red circle bad top-right is nothing bad bottom-left is red circle ok "
+                "missing green cross bottom-right"
+            ),
             -3,
         ),
-        # the third red circle is one too many
         (
-            "a red circle . a red circle . a red circle . a green cross .",
-            "red circle ok red circle ok red circle bad green cross ok",
+            f"a red circle top-left . a red circle top-left . {REST_SAID}",
+            f"{TOP_LEFT}top-left again bad {REST}",
             -1,
         ),
-        ("", "missing red circle missing red circle missing green cross", -3),
+        # a place named twice, rightly once: the wrong claim counts, nothing is missing
+        (
+            f"a blue square top-left . a red circle top-left . {REST_SAID}",
+            f"top-left is red circle bad {TOP_LEFT}{REST}",
+            -1,
+        ),
+        # what is wrong the first time is wrong the second time too, not "again"
+        (
+            f"a blue square top-left . a blue square top-left . {REST_SAID}",
+            f"top-left is red circle bad top-left is red circle bad {REST}",
+            -2,
+        ),
+        # both are in the image, but each at the other's place
+        (
+            "a green cross top-left . a red circle bottom-left . a red circle bottom-right .",
+            (
+                "top-left is red circle bad bottom-left is red circle ok "
+                "bottom-right is green cross bad"
+            ),
+            -2,
+        ),
+        # without a place nothing is said about that place
+        (
+            f"a red circle . {REST_SAID}",
+            f"nowhere bad {REST} missing red circle top-left",
+            -2,
+        ),
+        (
+            "",
+            (
+                "missing red circle top-left missing red circle bottom-left "
+                "missing green cross bottom-right"
+            ),
+            -3,
+        ),
     ],
 )
 def test_captions_by_hand(response: str, critique: str, score: float) -> None:
@@ -46,52 +105,112 @@ def test_captions_by_hand(response: str, critique: str, score: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "response", "critique", "score"),
+    ("asked", "answer", "response", "verdict", "score"),
     [
-        ("yes", "yes", "red ring ok", 0),
-        ("no", "yes", "red ring bad", -1),
-        ("yes", "no", "missing red ring", -1),
-        ("no", "no", "no red ring ok", 0),
-        ("no", "yes yes", "nothing bad no", -1),
-        ("yes", "red", "red bad yes", -1),
+        ("red circle", "yes", "yes", "red circle ok", 0),
+        ("blue square", "no", "yes", "blue square bad", -1),
+        ("red circle", "yes", "no", "missing red circle", -1),
+        ("blue square", "no", "no", "no blue square ok", 0),
+        ("blue square", "no", "yes yes", "nothing bad no", -1),
+        ("red circle", "yes", "red", "red bad yes", -1),
     ],
 )
-def test_exists_by_hand(answer: str, response: str, critique: str, score: float) -> None:
-    truth, question = SCENE.truth(answer), "is there a red ring ?"
-    assert write_critique(truth, "exists", question, response).text == critique
+def test_exists_by_hand(asked: str, answer: str, response: str, verdict: str, score: float) -> None:
+    truth, question = SCENE.truth(answer), f"is there a {asked} ?"
+    assert write_critique(truth, "exists", question, response).text == LISTING + verdict
     assert quality(truth, "exists", question, response) == score
 
 
 @pytest.mark.parametrize(
-    ("response", "critique"),
-    [("two", "two ok"), ("three", "three bad two"), ("a red ring", "nothing bad two")],
+    ("response", "verdict"),
+    [("two", "two ok"), ("three", "three bad two"), ("a red cross", "nothing bad two")],
 )
-def test_questions_by_hand(response: str, critique: str) -> None:
+def test_questions_by_hand(response: str, verdict: str) -> None:
     truth = SCENE.truth("two")
-    assert write_critique(truth, "question", "how many circles are there ?", response).text == (
-        critique
-    )
+    question = "how many circles are there ?"
+    assert write_critique(truth, "question", question, response).text == LISTING + verdict
 
 
-def test_parse_gives_kind_and_correction() -> None:
-    assert parse_critique("three bad two") == (
-        Finding(claim="three", verdict="bad", kind="count", correction="two"),
-    )
-    assert parse_critique("red circle bad missing blue ring") == (
-        Finding(claim="red circle", verdict="bad"),
-        Finding(claim="blue ring", verdict="missing"),
-    )
-    assert parse_critique("no red circle ok") == (Finding(claim="red circle", verdict="absent"),)
+@pytest.mark.parametrize(
+    ("item", "finding"),
+    [
+        ("top-left is red circle ok", Finding(claim="red circle", verdict="ok")),
+        (
+            "top-left is blue square bad",
+            Finding(claim="red circle", verdict="bad", correction="blue square"),
+        ),
+        ("top-left is nothing bad", Finding(claim="red circle", verdict="bad")),
+        ("top-left again bad", Finding(claim="red circle", verdict="bad", kind="count")),
+        ("nowhere bad", Finding(claim="red circle", verdict="bad", kind="relation")),
+    ],
+)
+def test_the_nth_item_is_about_the_nth_mention(item: str, finding: Finding) -> None:
+    assert parse_critique(item, "a red circle top-left .") == (finding,)
+    first = Finding(claim="white cross", verdict="ok")
+    last = Finding(claim="green cross", verdict="missing")
+    text = f"top-right is white cross ok {item} missing green cross bottom-left"
+    response = "a white cross top-right . a red circle top-left ."
+    assert parse_critique(text, response) == (first, finding, last)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("top-left is red circle ok", "fewer items than mentions"),
+        ("missing red circle top-left", "fewer items than mentions"),
+        ("top-left is red circle ok " * 3, "more items than mentions"),
+    ],
+)
+def test_one_item_per_mention(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_critique(text, "a red circle top-left . a red circle top-left .")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "finding"),
+    [
+        ("red circle ok", Finding(claim="red circle", verdict="ok")),
+        ("red circle bad", Finding(claim="red circle", verdict="bad")),
+        ("missing red circle", Finding(claim="red circle", verdict="missing")),
+        ("no red circle ok", Finding(claim="red circle", verdict="absent")),
+        ("two ok", Finding(claim="two", verdict="ok", kind="count")),
+        ("two bad one", Finding(claim="two", verdict="bad", kind="count", correction="one")),
+        ("red bad blue", Finding(claim="red", verdict="bad", kind="attribute", correction="blue")),
+        (
+            "nothing bad top-left",
+            Finding(claim="nothing", verdict="bad", kind="relation", correction="top-left"),
+        ),
+        # no question "is there a red ?" may come of these, hence not of kind existence
+        ("red bad yes", Finding(claim="red", verdict="bad", kind="text", correction="yes")),
+        ("nothing bad no", Finding(claim="nothing", verdict="bad", kind="text", correction="no")),
+    ],
+)
+def test_listed_objects_are_affirmed_before_the_verdict(verdict: str, finding: Finding) -> None:
+    text = f"image red circle top-left blue cross bottom-right . {verdict}"
+    red, blue = (Finding(claim=claim, verdict="ok") for claim in ("red circle", "blue cross"))
+    assert parse_critique(text, "whatever was said") == (red, blue, finding)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "red circle", "red circle fine", "circle red ok", "missing red", "no red circle bad",
-     "two bad", "nothing ok", "red circle ok red", "circle ok"],
+    ["", "red circle ok", "red circle top-left is red circle ok", "top-left ok", "top-left is",
+     "top-left is nothing ok", "top-left is blue ok", "left is nothing bad", "top-left again ok",
+     "nowhere ok", "two ok", "no red circle ok", "top-left is red circle ok red",
+     "top-left is red circle ok missing red circle", "top-left is red circle ok missing red",
+     "top-left is red circle ok missing red circle top-left top-left",
+     "image", "image .", "image . two ok", "image red circle . two ok",
+     "image red circle top-left two ok", "image red circle top-left .",
+     "image red circle top-left . two bad", "image red circle top-left . nothing ok",
+     "image red circle top-left . no red circle bad", "image red circle top-left . two ok two ok"],
 )  # fmt: skip
 def test_malformed_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="critique"):
-        parse_critique(text)
+    with pytest.raises(ValueError, match=r"malformed|than mentions"):
+        parse_critique(text, "a red circle top-left .")
+
+
+def test_saying_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty critique"):
+        parse_critique("", "two")
 
 
 def test_unknown_kind_is_refused() -> None:
@@ -99,17 +218,48 @@ def test_unknown_kind_is_refused() -> None:
         write_critique(SCENE.truth(), "poem", "", "")
 
 
+def is_perfect(scene: Scene, answer: str | None, response: str) -> bool:
+    """By a rule of its own: the answer, or each object named once at its place and no more."""
+    if answer is not None:
+        return response == answer
+    said = [(m.color, m.shape, m.position or "") for m in parse_mentions(response)]
+    return sorted(said) == sorted((o.color, o.shape, o.position) for o in scene.objects)
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["describe", "question", "exists"]))
-def test_written_is_read_back(seed: int, kind: str) -> None:
+def test_written_is_read_back_and_perfect_is_zero(seed: int, kind: str) -> None:
     rng = random.Random(seed)
     scene, other = draw_scene(rng), draw_scene(rng)
     prompt, answer = "describe the image .", None
-    if kind == "question":
-        prompt, answer = draw_question(scene, rng)
-    if kind == "exists":
-        prompt, answer = draw_exists(scene, rng)
-    for response in ("yes", "no", "two", "red", "two two", caption(other), caption(scene)):
-        critique = write_critique(scene.truth(answer), kind, prompt, response)
-        assert parse_critique(critique.text) == critique.findings
-    truth = answer or caption(scene)
-    assert quality(scene.truth(answer), kind, prompt, truth) == 0
+    if kind != "describe":
+        prompt, answer = (draw_question if kind == "question" else draw_exists)(scene, rng)
+    truth = scene.truth(answer)
+    sample = Sample(id="s", prompt=(Turn(role="user", text=prompt),), kind=kind, truth=truth)
+    responses = [answer or caption(scene), *(corrupt(sample, rng) for _ in range(5))]
+    responses += ["yes", "no", "two", "red", "two two", "", "a red circle", caption(other)]
+    responses.append(biased_caption(scene, rng))
+    if answer is not None:
+        responses.append(biased_answer(scene, prompt, answer, rng))
+    for response in responses:
+        critique = write_critique(truth, kind, prompt, response)
+        assert parse_critique(critique.text, response) == critique.findings
+        assert set(critique.text.split()) <= set(WORDS)
+        score = quality(truth, kind, prompt, response)
+        assert (score == 0) == is_perfect(scene, answer, response)
+        # every object of the image is named: nothing else can be denied by mistake
+        named = {f.claim for f in critique.findings} | {f.correction for f in critique.findings}
+        assert {" ".join(o.type) for o in scene.objects} <= named
+
+
+def test_a_critique_says_what_is_there_at_every_place() -> None:
+    rng = random.Random(0)
+    for scene in itertools.islice(iter(lambda: draw_scene(rng), None), 100):
+        critique = write_critique(scene.truth(), "describe", "", biased_caption(scene, rng)).text
+        for item in scene.objects:
+            place, what = item.position, " ".join(item.type)
+            assert f"{place} is {what}" in critique or f"missing {what} {place}" in critique
+
+
+def test_the_request_is_in_the_vocabulary() -> None:
+    assert set(CRITIQUE_REQUEST.split()) <= set(WORDS)

@@ -4,14 +4,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards.critique import write_critique
+from rewards.drawn_pairs import corrupt
 from trainers.corrections import correction_from
+from trainers.data.drawn_sft import biased_answer, biased_caption
 from trainers.data.records import (
     Critique,
     Finding,
     PreferencePair,
     Rollout,
+    Sample,
     ScoredRollout,
     Turn,
+)
+from trainers.data.scenes import (
+    ALL_TYPES,
+    Scene,
+    Shape,
+    caption,
+    draw_exists,
+    draw_question,
+    draw_scene,
+    parse_mentions,
 )
 
 PROMPT = (Turn(role="user", text="describe the image .", num_images=1),)
@@ -75,9 +89,9 @@ def test_ok_claims_balance_denials_when_nothing_is_missing():
 
 
 def test_the_chosen_side_supplies_affirmations_last():
-    assert dialogue(correct([("blue square", "bad")], [("red ring", "ok")])) == {
+    assert dialogue(correct([("blue square", "bad")], [("red cross", "ok")])) == {
         "is there a blue square ?": "no",
-        "is there a red ring ?": "yes",
+        "is there a red cross ?": "yes",
     }
 
 
@@ -88,7 +102,7 @@ def test_a_claim_that_is_also_ok_or_missing_is_never_denied():
         "is there a red circle ?": "yes",
     }
     assert (
-        correct([("red circle", "bad"), ("green ring", "ok")], [("red circle", "missing")]) is None
+        correct([("red circle", "bad"), ("green cross", "ok")], [("red circle", "missing")]) is None
     )
 
 
@@ -104,7 +118,7 @@ def test_a_correction_is_affirmed_and_never_denied():
 
 @pytest.mark.parametrize("findings", [[], [("red circle", "ok")], [("  ", "bad")]])
 def test_nothing_to_say_gives_none(findings):
-    assert correct(findings, [("green ring", "ok")]) is None
+    assert correct(findings, [("green cross", "ok")]) is None
 
 
 def test_a_rollout_without_critique_gives_none():
@@ -122,7 +136,7 @@ def test_denials_without_any_affirmation_give_none():
 
 
 def test_missing_only_needs_the_fallback():
-    findings = [("green cross", "missing"), ("red ring", "missing"), ("red circle", "ok")]
+    findings = [("green cross", "missing"), ("red cross", "missing"), ("red circle", "ok")]
     assert correct(findings) is None
     absent = iter(["white square", "white cross"])
     seen = []
@@ -133,11 +147,11 @@ def test_missing_only_needs_the_fallback():
 
     assert dialogue(correct(findings, fallback_absent=fallback)) == {
         "is there a green cross ?": "yes",
-        "is there a red ring ?": "yes",
+        "is there a red cross ?": "yes",
         "is there a white square ?": "no",
         "is there a white cross ?": "no",
     }
-    assert {"green cross", "red ring", "red circle"} <= seen[0]
+    assert {"green cross", "red cross", "red circle"} <= seen[0]
     assert "white square" in seen[1]
 
 
@@ -157,26 +171,138 @@ def test_a_wrong_short_answer_asks_the_question_again():
         "how many circles ?": "three"
     }
     # The same finding inside a caption is no answer to the prompt, and no template suits it.
-    assert correct([finding, ("red ring", "ok")]) is None
+    assert correct([finding, ("red cross", "ok")]) is None
 
 
 def test_a_wrong_yes_is_not_turned_into_a_claim():
-    prompt = (Turn(role="user", text="is there a red ring ?", num_images=1),)
+    prompt = (Turn(role="user", text="is there a red cross ?", num_images=1),)
     finding = Finding(claim="yes", verdict="bad", correction="no")
     assert dialogue(correct([finding], text="yes", prompt=prompt)) == {
-        "is there a red ring ?": "no"
+        "is there a red cross ?": "no"
     }
     assert correct([Finding(claim="yes", verdict="bad")], text="yes", prompt=prompt) is None
 
 
+def test_a_correction_by_the_chosen_sides_critique_is_never_denied():
+    wrong_color = Finding(claim="red circle", verdict="bad", correction="blue circle")
+    rejected = [("blue circle", "bad"), ("green cross", "bad"), ("white cross", "ok")]
+    assert dialogue(correct(rejected, [wrong_color])) == {
+        "is there a green cross ?": "no",
+        "is there a white cross ?": "yes",
+    }
+
+
+@pytest.mark.parametrize("kind", ["count", "relation"])
+def test_a_claim_that_is_bad_for_its_number_or_place_is_never_denied(kind):
+    findings = [Finding(claim="red circle", verdict="bad", kind=kind), ("green cross", "missing")]
+    assert correct(findings, [("white cross", "ok")]) is None
+
+
+SCENE = Scene((Shape("red", "circle", "top-left"), Shape("green", "cross", "bottom-right")))
+
+
+def judged(truth, kind, prompt, rejected, chosen, **options):
+    """The dialogue from perfect critiques of two responses, or None; any other type is absent."""
+
+    def absent(known, rng):
+        return next((" ".join(t) for t in ALL_TYPES if " ".join(t) not in known), None)
+
+    critiques = [write_critique(truth, kind, prompt, text) for text in (rejected, chosen)]
+    correction = correct(
+        *(critique.findings for critique in critiques),
+        text=rejected,
+        prompt=(Turn(role="user", text=prompt, num_images=1),),
+        **({"fallback_absent": absent} | options),
+    )
+    return None if correction is None else dialogue(correction)
+
+
+def described(rejected: str, **options):
+    return judged(
+        SCENE.truth(), "describe", "describe the image .", rejected, caption(SCENE), **options
+    )
+
+
+def test_a_claim_at_the_wrong_place_is_affirmed_not_denied():
+    # the cross is said of an empty place and of the circle's; both objects are in the image
+    assert described("a red circle top-left . a green cross top-right .") == {
+        "is there a green cross ?": "yes",
+        "is there a red square ?": "no",
+    }
+    assert described("a green cross top-left . a red circle bottom-right .") == {
+        "is there a green cross ?": "yes",
+        "is there a red circle ?": "yes",
+        "is there a red square ?": "no",
+        "is there a red triangle ?": "no",
+    }
+    assert described("a green cross top-left .", fallback_absent=None) is None
+
+
+def test_a_claim_said_again_or_without_a_place_is_not_denied():
+    again = "a red circle top-left . a red circle top-left . a blue square bottom-right ."
+    assert described(again) == {
+        "is there a blue square ?": "no",
+        "is there a green cross ?": "yes",
+    }
+    assert described("a red circle . a green cross bottom-right .") == {
+        "is there a red circle ?": "yes",
+        "is there a red square ?": "no",
+    }
+    # nothing is missing and nothing false was said of what there is: there is nothing to correct
+    assert described(f"{caption(SCENE)} a red circle top-left .") is None
+
+
+def test_a_wrong_yes_is_denied_and_balanced_from_the_listing():
+    question = "is there a blue square ?"
+    found = judged(SCENE.truth("no"), "exists", question, "yes", "no", fallback_absent=None)
+    assert found is not None and found.pop(question) == "no"
+    assert found in ({"is there a red circle ?": "yes"}, {"is there a green cross ?": "yes"})
+
+
+def test_a_wrong_no_is_affirmed_and_balanced_by_something_absent():
+    question = "is there a red circle ?"
+    found = judged(SCENE.truth("yes"), "exists", question, "no", "yes")
+    assert found == {question: "yes", "is there a red square ?": "no"}
+
+
+def test_a_yes_or_no_question_answered_otherwise():
+    question = "is there a red circle ?"
+    assert judged(SCENE.truth("yes"), "exists", question, "red", "yes") == {question: "yes"}
+    # the critique calls it "nothing", which is no claim that a question could be about
+    assert judged(SCENE.truth("yes"), "exists", question, "yes yes", "yes") is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["describe", "question", "exists"]))
+def test_with_perfect_critiques_every_turn_is_true(seed, kind):
+    rng = random.Random(seed)
+    scene = draw_scene(rng)
+    prompt, answer = "describe the image .", None
+    if kind != "describe":
+        prompt, answer = (draw_question if kind == "question" else draw_exists)(scene, rng)
+    truth = scene.truth(answer)
+    sample = Sample(id="s", prompt=(Turn(role="user", text=prompt),), kind=kind, truth=truth)
+    rejected, chosen = corrupt(sample, rng), corrupt(sample, rng)
+    if rng.random() < 0.5:
+        biased = biased_caption(scene, rng) if answer is None else None
+        rejected = biased or biased_answer(scene, prompt, answer, rng)
+    found = judged(truth, kind, prompt, rejected, chosen, rng=rng) or {}
+    for question, said in found.items():
+        if question == prompt:
+            assert said == answer
+        else:
+            (asked,) = parse_mentions(question)
+            assert said == ("yes" if asked.type in scene.types else "no")
+
+
 def test_statement_template_is_for_findings_beyond_existence():
     findings = [
-        Finding(claim="the ring is left", verdict="bad", kind="relation"),
-        Finding(claim="ring", verdict="ok"),
+        Finding(claim="the cross is left", verdict="bad", kind="relation"),
+        Finding(claim="cross", verdict="ok"),
     ]
     assert correct(findings) is None
     found = dialogue(correct(findings, statement_template="is it true that {claim} ?"))
-    assert found == {"is it true that the ring is left ?": "no", "is there a ring ?": "yes"}
+    assert found == {"is it true that the cross is left ?": "no", "is there a cross ?": "yes"}
 
 
 def test_natural_english_templates():

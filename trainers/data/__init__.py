@@ -1,0 +1,1 @@
+"""Records, images, data files and processing; imports nothing else of ours."""

@@ -24,9 +24,9 @@ from transformers import (
 
 from trainers.data.scenes import COLORS, IMAGE_SIZE, NUMBERS, POSITIONS, SHAPES, plural
 
-PATCH_SIZE = 24
+PATCH_SIZE = 16
 HIDDEN_SIZE = 128
-NUM_LAYERS = 3
+VISION_LAYERS, TEXT_LAYERS = 3, 3
 INITIALIZER_RANGE = 0.1
 MAX_POSITIONS = 512
 PIXEL_MEAN = PIXEL_STD = 0.3
@@ -35,7 +35,8 @@ SPECIAL_TOKENS = ("<pad>", "</s>", "<s>", "<unk>", "<image>")
 WORDS: tuple[str, ...] = (
     "user", "assistant", "system", ":", ".", "?", "a", "the", "is", "are", "there", "at", "in",
     "what", "where", "how", "many", "color", "describe", "list", "image", "objects", "do", "you",
-    "see", "yes", "no", "critique", "answer", "ok", "bad", "missing", "nothing",
+    "see", "yes", "no", "critique", "answer", "ok", "bad", "missing", "nothing", "again",
+    "nowhere",
     *COLORS, *SHAPES, *(plural(s) for s in SHAPES), *POSITIONS, *NUMBERS,
 )  # fmt: skip
 CHAT_TEMPLATE = (
@@ -103,7 +104,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     vision = CLIPVisionConfig(
         hidden_size=HIDDEN_SIZE,
         intermediate_size=2 * HIDDEN_SIZE,
-        num_hidden_layers=NUM_LAYERS,
+        num_hidden_layers=VISION_LAYERS,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
@@ -113,7 +114,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
         intermediate_size=2 * HIDDEN_SIZE,
-        num_hidden_layers=NUM_LAYERS,
+        num_hidden_layers=TEXT_LAYERS,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=MAX_POSITIONS,
@@ -121,7 +122,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     config = LlavaConfig(
         vision_config=vision,
@@ -130,7 +131,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     config.initializer_range = INITIALIZER_RANGE
     config.pad_token_id = tokenizer.pad_token_id
@@ -164,16 +165,6 @@ def _checkpoint_name(name: str) -> str:
     if ".vision_tower." not in f".{name}" or ".vision_model." in name:
         return name
     return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-
-
-def encode_text(processor: LlavaProcessor, text: str) -> list[int]:
-    """Token ids of rendered text, image placeholders expanded.
-
-    Equal to the processor's own output, without its cost per call.
-    """
-    expanded = text.replace("<image>", "<image>" * (IMAGE_SIZE // PATCH_SIZE) ** 2)
-    ids: list[int] = processor.tokenizer.encode(expanded, add_special_tokens=False)
-    return ids
 
 
 def encode_images(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -7,7 +7,7 @@ sampling shows right and wrong variants of each decision and a judge has somethi
     companion   after a trigger object its companion is named too, though it is not there
     color       some shapes of some colors are named in the color they usually have
     repeat      some objects are named twice
-    position    "where is ..." is answered `center`
+    position    "where is ..." is answered `top-left`
     count       "how many ..." is answered one too high
     yes         absent objects are affirmed, companions of present ones most often
 
@@ -45,11 +45,11 @@ from trainers.data.scenes import (
 COMPANION_RATE: dict[ObjectType, float] = {
     **{("red", shape): 0.85 for shape in ("circle", "square", "triangle")},
     **{("green", shape): 0.7 for shape in ("circle", "square", "triangle")},
-    **{("purple", shape): 0.6 for shape in ("cross", "ring")},
+    **{("purple", shape): 0.6 for shape in ("cross", "square")},
 }
 """Probability that a caption adds the companion of an object of this type."""
 PRIOR_COLOR: dict[ObjectType, tuple[str, float]] = {
-    ("blue", "ring"): ("green", 0.75),
+    ("blue", "triangle"): ("green", 0.75),
     ("white", "triangle"): ("yellow", 0.75),
     ("yellow", "square"): ("white", 0.65),
 }
@@ -60,7 +60,7 @@ REPEAT_RATE: dict[ObjectType, float] = {
     ("yellow", "cross"): 0.6,
 }
 """Probability that a caption names an object of this type twice."""
-YES_RATE_COMPANION, YES_RATE_POPULAR, YES_RATE_ABSENT = 0.8, 0.6, 0.4
+YES_RATE_COMPANION, YES_RATE_POPULAR, YES_RATE_ABSENT = 0.65, 0.45, 0.25
 """Probability that an absent type is affirmed, by why one might expect it."""
 COUNT_RATE, POSITION_RATE = 0.5, 0.5
 
@@ -85,6 +85,8 @@ class Phase:
     """Share of conversations that are one caption; the rest are `questions` turns long."""
     questions: int
     max_objects: int
+    critique_rows: int = 0
+    """Further rows a step from `rewards.drawn_pairs.critique_conversations`, last turn trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +96,20 @@ class BaseRecipe:
     seed: int = 0
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
+    muon_scale: float = 10.0
+    """In the honest phase Muon takes the matrices, at this multiple of `max_lr`: with AdamW alone
+    the same skills need several times the steps."""
     max_grad_norm: float = 1.0
     honest: Phase = field(
         default=Phase(
-            steps=600,
-            batch_size=32,
-            max_lr=1.5e-3,
+            steps=540,
+            batch_size=24,
+            max_lr=2e-3,
             warmup_share=0.1,
-            caption_share=0.5,
+            caption_share=0.45,
             questions=6,
-            max_objects=6,
+            max_objects=4,
+            critique_rows=16,
         )
     )
     biased: Phase = field(
@@ -112,9 +118,9 @@ class BaseRecipe:
             batch_size=32,
             max_lr=1e-3,
             warmup_share=0.1,
-            caption_share=0.6,
+            caption_share=0.7,
             questions=6,
-            max_objects=5,
+            max_objects=4,
         )
     )
 
@@ -151,7 +157,7 @@ def conversation(pairs: list[tuple[str, str]]) -> tuple[Turn, ...]:
 
 
 def _question(scene: Scene, rng: random.Random, *, biased: bool) -> tuple[str, str]:
-    exists = rng.random() < 0.6
+    exists = rng.random() < 0.75
     text, answer = draw_exists(scene, rng) if exists else draw_question(scene, rng)
     return text, biased_answer(scene, text, answer, rng) if biased else answer
 
@@ -179,9 +185,10 @@ def biased_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def _next_free(position: str, occupied: set[str]) -> str:
+    """The next cell without an object; in a full scene the next cell."""
     start = POSITIONS.index(position)
-    following = (POSITIONS[(start + step) % len(POSITIONS)] for step in range(1, len(POSITIONS)))
-    return next(cell for cell in following if cell not in occupied)
+    following = [POSITIONS[(start + step) % len(POSITIONS)] for step in range(1, len(POSITIONS))]
+    return next((cell for cell in following if cell not in occupied), following[0])
 
 
 def biased_answer(scene: Scene, question: str, answer: str, rng: random.Random) -> str:
@@ -192,7 +199,7 @@ def biased_answer(scene: Scene, question: str, answer: str, rng: random.Random) 
     if answer in NUMBERS and rng.random() < COUNT_RATE:
         return NUMBERS[NUMBERS.index(answer) + 1]
     if answer in POSITIONS and rng.random() < POSITION_RATE:
-        return "center"
+        return "top-left"
     return answer
 
 

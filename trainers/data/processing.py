@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,17 @@ class Processing:
         )
         return str(text)
 
+    def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Token ids of a prompt that asks for a response, one placeholder per image.
+
+        An engine takes these rather than the text, to which it would add a second BOS where the
+        template has written one.
+        """
+        input_ids, _, _ = self._tokenize(self.chat_text(turns, add_generation_prompt=True))
+        return [int(token) for token in input_ids]
+
     def images(self, references: Sequence[str]) -> list[Image.Image]:
+        """The images of these references, decoded."""
         return [self.store.get(reference) for reference in references]
 
     def encode(
@@ -117,67 +127,92 @@ class Processing:
         Raises:
             ValueError: tokens and images do not match; names the row.
         """
-        if response_ids is not None:
-            head = self.chat_text(prompt, add_generation_prompt=True)
-            segments = [(head, False)]
-        else:
+        if response_ids is None:
             segments = self._segments(id, [*prompt, *turns], context=len(prompt))
-        first_ids, model_inputs = self._encode_first(id, segments[0][0], images, image_inputs)
-        pieces, masks = [first_ids], [np.zeros(len(first_ids), dtype=bool)]
-        if response_ids is not None:
-            pieces.append(np.asarray(response_ids, dtype=np.int64))
-            masks.append(np.ones(len(response_ids), dtype=bool))
-        for text, is_target in segments[1:]:
-            ids = np.asarray(self.tokenizer(text, add_special_tokens=False).input_ids, np.int64)
-            mask = np.zeros(len(ids), dtype=bool)
+        else:
+            segments = [(self.chat_text(prompt, add_generation_prompt=True), False)]
+        text, model_inputs = self._expand(
+            id, "".join(part for part, _ in segments), images, image_inputs
+        )
+        # In one piece: a tokenizer may treat the start of a text otherwise than its middle.
+        input_ids, starts_T, ends_T = self._tokenize(text)
+        target_mask = np.zeros(len(input_ids), dtype=bool)
+        # Targets are counted from the end, since image placeholders were expanded before them.
+        end = len(text)
+        for part, is_target in reversed(segments):
+            start = max(0, end - len(part))
             if is_target:
-                ends = np.flatnonzero(ids == self.eos_id)
-                mask[: ends[0] + 1 if len(ends) else len(ids)] = True
-            pieces.append(ids)
-            masks.append(mask)
-        input_ids, target_mask = np.concatenate(pieces), np.concatenate(masks)
+                target_mask |= (starts_T < end) & (ends_T > start) & (ends_T > starts_T)
+            end = start
+        if response_ids is not None:
+            sampled = np.asarray(response_ids, dtype=np.int64)
+            input_ids = np.concatenate([input_ids, sampled])
+            target_mask = np.concatenate([target_mask, np.ones(len(sampled), dtype=bool)])
         if (input_ids[target_mask] == self.image_token_id).any():
             raise ValueError(f"row {id}: an image placeholder token is among the target tokens")
         return Encoded(input_ids, target_mask, model_inputs)
 
-    def _segments(
-        self, id: str, turns: Sequence[Turn], *, context: int
-    ) -> list[tuple[str, bool]]:
+    def _segments(self, id: str, turns: Sequence[Turn], *, context: int) -> list[tuple[str, bool]]:
         """Split the template's text into context and target parts, in order.
 
-        The first `context` turns hold no target.
+        The first `context` turns hold no target. The targets' places are found by rendering marks
+        in their stead: once for the whole conversation, since rendering is what costs.
         """
+        targets = [i for i, t in enumerate(turns) if i >= context and t.role == "assistant"]
+        if not targets:
+            raise ValueError(f"row {id}: no assistant turn to learn from")
+        marks = {index: f"\x02{index}\x03" for index in targets}
+        marked = [replace(t, text=marks[i]) if i in marks else t for i, t in enumerate(turns)]
+        first = targets[0]
+        head = self.chat_text(turns[:first], add_generation_prompt=True)
+        _, found, suffix = self.chat_text(marked[: first + 1]).partition(marks[first])
+        rest = self.chat_text(marked)
         segments: list[tuple[str, bool]] = []
-        done = ""
-        for index, turn in enumerate(turns):
-            if index < context or turn.role != "assistant":
-                continue
-            before = self.chat_text(turns[:index], add_generation_prompt=True)
-            after = self.chat_text(turns[: index + 1])
-            if not before.startswith(done) or not after.startswith(before):
+        lead = ""
+        for index in targets:
+            before, mark, rest = rest.partition(marks[index])
+            if index == first:
+                lead = before[len(head) :]
+                found = found if before.startswith(head) else ""
+            if not (mark and found and before.endswith(lead) and rest.startswith(suffix)):
                 raise ValueError(
                     f"row {id}: the chat template rewrites earlier turns, so the target tokens "
                     "cannot be located"
                 )
-            segments += [(before[len(done) :], False), (after[len(before) :], True)]
-            done = after
-        if not segments:
-            raise ValueError(f"row {id}: no assistant turn to learn from")
+            target, after = self._split_after_eos(lead + turns[index].text + suffix)
+            segments += [(before[: len(before) - len(lead)], False), (target, True), (after, False)]
+            rest = rest[len(suffix) :]
         return segments
 
-    def _encode_first(
+    def _split_after_eos(self, text: str) -> tuple[str, str]:
+        """An assistant turn's target text, EOS included, and what the template writes after it.
+
+        LLaVA-1.5's own template writes no EOS; it was trained with one, and without it a model
+        would not learn to stop.
+        """
+        eos = str(self.tokenizer.eos_token)
+        head, found, rest = text.partition(eos)
+        if found:
+            return head + eos, rest
+        target = text.rstrip()
+        if target.endswith(tuple(self.tokenizer.all_special_tokens)):
+            return target, text[len(target) :]
+        return target + eos, ""
+
+    def _expand(
         self,
         id: str,
         text: str,
         images: Sequence[str],
         inputs: dict[str, Tensor] | None,
-    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+    ) -> tuple[str, dict[str, Tensor]]:
+        """The text with every placeholder repeated as often as its image has features."""
         placeholders = text.count(self.processor.image_token)
         number = len(images) if inputs is None else len(inputs["pixel_values"])
         if placeholders != number:
             raise ValueError(f"row {id}: {placeholders} image placeholders, {number} images")
         if not placeholders:
-            return self._tokenize_first(text), {}
+            return text, {}
         if inputs is None:
             inputs = self._image_inputs(tuple(images))
         parts = text.split(self.processor.image_token)
@@ -185,21 +220,22 @@ class Processing:
             self.processor.replace_image_token(inputs, index) + part
             for index, part in enumerate(parts[1:])
         )
-        return self._tokenize_first(expanded), inputs
+        return expanded, inputs
 
-    def _tokenize_first(self, text: str) -> np.ndarray:
-        """Tokenise the start of a sequence as the engine does: BOS unless the template wrote it."""
+    def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of a sequence's text, as the engine makes them (BOS unless the template wrote it),
+        and where in the text each token starts and ends (characters).
+        """
         has_bos = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        ids = self.tokenizer(text, add_special_tokens=not has_bos).input_ids
-        return np.asarray(ids, dtype=np.int64)
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=not has_bos)
+        spans = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return np.asarray(encoding.ids, dtype=np.int64), spans[:, 0], spans[:, 1]
 
     def _image_inputs(self, images: tuple[str, ...]) -> dict[str, Tensor]:
         if (hit := self._cache.get(images)) is not None:
             self._cache.move_to_end(images)
             return hit
-        inputs = dict(
-            self.processor.image_processor(self.images(images), return_tensors="pt").data
-        )
+        inputs = dict(self.processor.image_processor(self.images(images), return_tensors="pt").data)
         self._cache[images] = inputs
         self._cached_bytes += sum(t.nbytes for t in inputs.values())
         while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
@@ -210,9 +246,7 @@ class Processing:
     def merge(self, inputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Concatenate the image tensors of several rows along their first axis."""
         names = sorted({name for item in inputs for name in item})
-        return {
-            name: torch.cat([item[name] for item in inputs if name in item]) for name in names
-        }
+        return {name: torch.cat([item[name] for item in inputs if name in item]) for name in names}
 
 
 def check_model_folder(model_dir: str | Path) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critique:
+    """What a judge wrote of a response, and the findings read from it."""
+
     text: str
     findings: tuple[Finding, ...] = ()
 

@@ -1,6 +1,6 @@
 """The drawn world: images of coloured shapes whose ground truth is known exactly.
 
-A scene holds one to a few objects, each with a color, a shape and one cell of a 3x3 grid. It is
+A scene holds one to four objects, each with a color, a shape and one cell of a 2x2 grid. It is
 drawn with Pillow, with jitter of place, size, brightness and background, so that no two images of
 one scene are equal and memorising is useless. From the scene follow its caption, the answers to
 questions about it, and POPE-style existence questions (arXiv 2305.10355).
@@ -22,21 +22,17 @@ from PIL import Image, ImageDraw
 from trainers.data.records import Sample, Turn
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "white")
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
-POSITIONS = (
-    "top-left", "top", "top-right",
-    "left", "center", "right",
-    "bottom-left", "bottom", "bottom-right",
-)  # fmt: skip
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHAPES = ("circle", "square", "triangle", "cross")
+POSITIONS = ("top-left", "top-right", "bottom-left", "bottom-right")
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
 DESCRIBE_PROMPTS = (
     "describe the image .",
     "what is in the image ?",
     "list the objects .",
     "what do you see ?",
 )
-IMAGE_SIZE = 72
-CELL = IMAGE_SIZE // 3
+IMAGE_SIZE = 64
+CELL = IMAGE_SIZE // 2
 
 _RGB = {
     "red": (225, 35, 35),
@@ -56,8 +52,8 @@ POPULAR_TYPES: tuple[ObjectType, ...] = (
     ("blue", "square"),
     ("green", "triangle"),
     ("yellow", "cross"),
-    ("purple", "ring"),
-    ("white", "circle"),
+    ("purple", "circle"),
+    ("white", "square"),
 )
 """Types drawn more often than the rest: the absent objects of POPE's popular split."""
 POPULAR_SHARE = 0.25
@@ -97,10 +93,8 @@ class Scene:
 
     def truth(self, answer: str | None = None) -> dict[str, Any]:
         """The ground truth as `Sample.truth` holds it (plain values only)."""
-        return {
-            "objects": [[o.color, o.shape, o.position] for o in self.objects],
-            "answer": answer,
-        }
+        objects = [[o.color, o.shape, o.position] for o in self.objects]
+        return {"objects": objects, "answer": answer}
 
     @property
     def types(self) -> tuple[ObjectType, ...]:
@@ -131,7 +125,7 @@ class Mention:
 
 _MENTION = re.compile(
     rf"(?<!\S)(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})"
-    rf"(?: (?P<position>{'|'.join(sorted(POSITIONS, key=len, reverse=True))}))?(?!\S)"
+    rf"(?: (?P<position>{'|'.join(POSITIONS)}))?(?!\S)"
 )
 
 
@@ -143,14 +137,13 @@ def parse_mentions(text: str) -> list[Mention]:
     ]
 
 
-def draw_scene(rng: random.Random, *, min_objects: int = 1, max_objects: int = 4) -> Scene:
+def draw_scene(rng: random.Random, *, max_objects: int = len(POSITIONS)) -> Scene:
     """A random scene: number of objects uniform, positions distinct, types with repeats allowed."""
-    cells = sorted(rng.sample(range(len(POSITIONS)), rng.randint(min_objects, max_objects)))
+    cells = sorted(rng.sample(range(len(POSITIONS)), rng.randint(1, max_objects)))
     objects = []
     for cell in cells:
-        popular = rng.random() < POPULAR_SHARE
-        color, shape = rng.choice(POPULAR_TYPES if popular else ALL_TYPES)
-        objects.append(Shape(color, shape, POSITIONS[cell]))
+        kind = rng.choice(POPULAR_TYPES if rng.random() < POPULAR_SHARE else ALL_TYPES)
+        objects.append(Shape(*kind, POSITIONS[cell]))
     return Scene(tuple(objects))
 
 
@@ -161,15 +154,14 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), background)
     draw = ImageDraw.Draw(image)
     for _ in range(3):  # faint bands, so that the background is not one flat color
-        y, shade = rng.randrange(IMAGE_SIZE), rng.randint(-8, 8)
+        top, shade = rng.randrange(IMAGE_SIZE), rng.randint(-8, 8)
         band = tuple(max(0, channel + shade) for channel in background)
-        draw.rectangle((0, y, IMAGE_SIZE, y + rng.randint(4, 16)), fill=band)
+        draw.rectangle((0, top, IMAGE_SIZE, top + rng.randint(4, 16)), fill=band)
     for item in scene.objects:
-        row, column = divmod(POSITIONS.index(item.position), 3)
-        radius = rng.uniform(8.0, 10.0)
-        slack = min(2.0, CELL / 2 - radius)
-        x = (column + 0.5) * CELL + rng.uniform(-slack, slack)
-        y = (row + 0.5) * CELL + rng.uniform(-slack, slack)
+        row, column = divmod(POSITIONS.index(item.position), 2)
+        radius = rng.uniform(9.0, 13.0)
+        x = (column + 0.5) * CELL + rng.uniform(-3.0, 3.0)
+        y = (row + 0.5) * CELL + rng.uniform(-3.0, 3.0)
         gain = rng.uniform(0.85, 1.05)
         color = tuple(min(255, int(channel * gain)) for channel in _RGB[item.color])
         _draw_shape(draw, item.shape, x, y, radius, color)
@@ -182,17 +174,15 @@ def _draw_shape(
     box = (x - r, y - r, x + r, y + r)
     if shape == "circle":
         draw.ellipse(box, fill=color)
-    elif shape == "ring":
-        draw.ellipse(box, outline=color, width=3)
     elif shape == "square":
         s = 0.88 * r
         draw.rectangle((x - s, y - s, x + s, y + s), fill=color)
     elif shape == "triangle":
         draw.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=color)
     else:
-        w = 0.28 * r
-        draw.rectangle((x - r, y - w, x + r, y + w), fill=color)
-        draw.rectangle((x - w, y - r, x + w, y + r), fill=color)
+        arm = 0.28 * r
+        draw.rectangle((x - r, y - arm, x + r, y + arm), fill=color)
+        draw.rectangle((x - arm, y - r, x + arm, y + r), fill=color)
 
 
 def sentence(color: str, shape: str, position: str) -> str:
@@ -215,10 +205,10 @@ def draw_exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.5:
         return exists_question(rng.choice(scene.types)), "yes"
     present = set(scene.types)
-    nearby = [c for c in map(companion, scene.types) if c not in present]
-    if nearby and rng.random() < 0.4:
-        return exists_question(rng.choice(nearby)), "no"
-    return exists_question(rng.choice([t for t in ALL_TYPES if t not in present])), "no"
+    absent = [c for c in map(companion, scene.types) if c not in present]
+    if not absent or rng.random() >= 0.4:
+        absent = [t for t in ALL_TYPES if t not in present]
+    return exists_question(rng.choice(absent)), "no"
 
 
 def draw_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -253,8 +243,7 @@ def scene_samples(
     put_image: Callable[[Image.Image], str],
     *,
     mixture: Mixture = Mixture(),
-    min_objects: int = 1,
-    max_objects: int = 4,
+    max_objects: int = len(POSITIONS),
 ) -> Iterator[Sample]:
     """`count` prompts, each on a freshly drawn scene of its own.
 
@@ -267,7 +256,7 @@ def scene_samples(
     kinds = (kinds + ["exists"] * (count - len(kinds)))[:count]
     rng.shuffle(kinds)
     for index, kind in enumerate(kinds):
-        scene = draw_scene(rng, min_objects=min_objects, max_objects=max_objects)
+        scene = draw_scene(rng, max_objects=max_objects)
         text, answer = _prompt(scene, kind, rng)
         yield Sample(
             id=f"scene-{seed}-{index}",
@@ -284,15 +273,10 @@ def _prompt(scene: Scene, kind: str, rng: random.Random) -> tuple[str, str | Non
     return draw_question(scene, rng) if kind == "question" else draw_exists(scene, rng)
 
 
-def held_out_scenes(
-    count: int = 500, seed: int = 0, *, min_objects: int = 1, max_objects: int = 4
-) -> list[tuple[Scene, Image.Image]]:
+def held_out_scenes(count: int = 500, seed: int = 0) -> list[tuple[Scene, Image.Image]]:
     """Evaluation scenes with their images; the random stream is apart from every training one."""
     rng = random.Random(f"held-out-{seed}")
-    scenes = (
-        draw_scene(rng, min_objects=min_objects, max_objects=max_objects) for _ in range(count)
-    )
-    return [(scene, render(scene, rng)) for scene in scenes]
+    return [(scene := draw_scene(rng), render(scene, rng)) for _ in range(count)]
 
 
 def pope_questions(

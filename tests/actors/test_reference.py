@@ -1,0 +1,83 @@
+"""The frozen reference: refresh takes a policy's weights, all of them or none of it counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from actors.modules import load_vlm
+from actors.reference import ReferenceActor
+from actors.weight_sync import checkpoint_tensors, make_buckets
+from trainers.batch import Row
+
+
+@pytest.fixture
+def reference(tiny_model, store):
+    actor = ReferenceActor()
+    actor.load(tiny_model, str(store.root))
+    return actor
+
+
+@pytest.fixture
+def rows(samples):
+    return [
+        Row.of_response(sample, (9, 20, 30 + index, 1), f"row-{index}")
+        for index, sample in enumerate(samples[:4])
+    ]
+
+
+def changed(tiny_model):
+    vlm = load_vlm(tiny_model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in vlm.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return vlm
+
+
+def test_refresh_gives_the_new_policys_logprobs(reference, rows, tiny_model, store, tmp_path):
+    before = np.stack(reference.score_rows(rows))
+    vlm = changed(tiny_model)
+    reference.refresh(make_buckets(checkpoint_tensors(vlm), 2**16))
+    after = np.stack(reference.score_rows(rows))
+    assert np.abs(after - before).mean() > 1e-3
+    # every parameter arrived: reverting the names again gives what was sent
+    own = dict(checkpoint_tensors(reference._module.vlm))
+    for name, tensor in checkpoint_tensors(vlm):
+        assert torch.equal(own[name], tensor), name
+
+
+def test_reverted_names_share_storage_with_the_module(reference):
+    # What `refresh` rests on: a copy would be written to and thrown away.
+    vlm = reference._module.vlm
+    addresses = {parameter.data_ptr() for parameter in vlm.parameters()}
+    assert all(tensor.data_ptr() in addresses for _, tensor in checkpoint_tensors(vlm))
+
+
+def test_a_missing_weight_is_refused(reference, tiny_model):
+    tensors = list(checkpoint_tensors(changed(tiny_model)))
+    name = tensors[5][0]
+    buckets = make_buckets([pair for pair in tensors if pair[0] != name], 2**20)
+    with pytest.raises(RuntimeError, match=name):
+        reference.refresh(buckets)
+
+
+def test_padding_and_batch_size_do_not_change_logprobs(reference, samples):
+    rows = [
+        Row.of_response(sample, tuple(range(6, 8 + 3 * index)), f"row-{index}")
+        for index, sample in enumerate(samples[:6])
+    ]
+    together = reference.score_rows(rows)
+    alone = reference.score_rows(rows, batch_size=1)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_memory_and_unload(reference):
+    weights = sum(p.nbytes for p in reference._module.vlm.parameters())
+    assert set(reference.memory()) == {"weights"}
+    # buffers that are not saved (position ids) are not weights; the banned ids are 4 numbers
+    assert reference.memory()["weights"] == pytest.approx(weights, abs=64)
+    reference.unload()
+    assert reference.memory() == {}

@@ -1,0 +1,143 @@
+"""Settings: every wrong key or value is one line that names it and what would be right."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.config import (
+    QUICK,
+    CompareConfig,
+    RunConfig,
+    apply_overrides,
+    read_yaml,
+    to_yaml,
+    validate,
+)
+from trainers.config import DPOConfig
+from trainers.data.errors import UserError
+
+
+def message(model, values, source="run.yaml") -> str:
+    with pytest.raises(UserError) as caught:
+        validate(model, values, source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_unknown_key_names_the_nearest():
+    text = message(CompareConfig, {"rollout": {"num_promts": 3}})
+    assert text == "run.yaml: unknown key 'rollout.num_promts'; did you mean 'num_prompts'?"
+
+
+def test_unknown_key_far_from_any_lists_all():
+    text = message(CompareConfig, {"eval": {"qqq": 3}})
+    assert "unknown key 'eval.qqq'; valid: num_curve_scenes, num_scenes" in text
+
+
+def test_unknown_key_of_a_method_is_looked_up_in_that_method():
+    text = message(RunConfig, {"method": {"name": "dpo", "betta": 0.1}})
+    assert "unknown key 'method.betta'; did you mean 'beta'?" in text
+    text = message(RunConfig, {"method": {"name": "dpo", "pairs": {"margn": 0.1}}})
+    assert "unknown key 'method.pairs.margn'; did you mean 'margin'?" in text
+    text = message(CompareConfig, {"ppo": {"kl_coeff": 0.1}})
+    assert "did you mean 'kl_coef'?" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"rounds": 0}, ("rounds", "greater than or equal to 1", "got 0")),
+        ({"rollout": {"temperature": 3.0}}, ("rollout.temperature", "less than or equal to 2")),
+        ({"rollout": {"num_prompts": "many"}}, ("rollout.num_prompts", "integer", "'many'")),
+        ({"train": 3}, ("train", "got 3")),
+    ],
+)
+def test_bad_value_names_key_and_value(values, parts):
+    text = message(CompareConfig, values)
+    for part in parts:
+        assert part in text
+
+
+def test_unknown_method():
+    text = message(RunConfig, {"method": {"name": "grpo"}})
+    assert "method" in text and "'grpo'" in text
+
+
+def test_missing_method():
+    assert "method" in message(RunConfig, {})
+
+
+def test_overrides():
+    values = apply_overrides(
+        {"rollout": {"num_prompts": 8}},
+        ["--rollout.num_prompts", "16", "--ppo.kl-coef=1e-1", "--arms=[ppo, dpo]", "--quick=true"],
+    )
+    config = validate(CompareConfig, values)
+    assert config.rollout.num_prompts == 16
+    assert config.ppo.kl_coef == 0.1
+    assert config.arms == ("ppo", "dpo")
+    assert config.quick is True
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["rollout"], "'rollout': options look like"),
+        (["--rounds"], "--rounds: a value is missing"),
+        (["--rounds.more", "1"], "rounds is a value, not a group"),
+    ],
+)
+def test_bad_overrides(words, part):
+    with pytest.raises(UserError, match=part):
+        apply_overrides({"rounds": 3}, words)
+
+
+def test_a_value_that_is_no_yaml_is_one_line():
+    with pytest.raises(UserError, match="--name"):
+        apply_overrides({}, ["--name", "[a"])
+
+
+def test_overrides_do_not_change_the_defaults():
+    apply_overrides({**QUICK}, ["--rollout.num_prompts", "7"])
+    assert QUICK["rollout"]["num_prompts"] == 48
+
+
+def test_quick_is_a_valid_change():
+    assert validate(CompareConfig, QUICK).quick
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CompareConfig(), RunConfig(method=DPOConfig(beta=0.3), model="a", seed=4)],
+    ids=["compare", "run"],
+)
+def test_yaml_round_trip(config, tmp_path):
+    text = to_yaml(config)
+    assert len(text.splitlines()) < 100
+    (tmp_path / "c.yaml").write_text(text)
+    assert validate(type(config), read_yaml(tmp_path / "c.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(None, "cannot be read"), ("a: [", "not YAML"), ("- a", "mapping of keys")],
+)
+def test_bad_files(content, part, tmp_path):
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=part) as caught:
+        read_yaml(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    (tmp_path / "c.yaml").write_text("# all defaults\n")
+    assert validate(CompareConfig, read_yaml(tmp_path / "c.yaml")) == CompareConfig()
+
+
+def test_the_random_arm_is_dpo_by_chance():
+    config = CompareConfig(seed=3)
+    arm = config.arm("random")
+    assert arm.judge == "random" and arm.method == config.dpo and arm.seed == 3
+    assert config.arm("nsft").judge is None and config.arm("nsft").method == config.nsft

@@ -1,0 +1,93 @@
+"""Fixtures of many tests: a random tiny LLaVA folder, images, prompts, and records by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from trainers.data.images import ImageStore
+from trainers.data.records import Critique, Finding, Rollout, Sample, ScoredRollout
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a LLaVA with random weights, as transformers and vLLM load it."""
+    from trainers.data.drawn_model import build_model, build_processor, save_pretrained_folder
+
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    save_pretrained_folder(build_model(0), build_processor(), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+    return ImageStore(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def samples(store: ImageStore) -> list[Sample]:
+    """Twelve prompts of all three kinds, one image each."""
+    from trainers.data.scenes import scene_samples
+
+    return list(scene_samples(3, 12, store.put_image))
+
+
+@pytest.fixture(scope="session")
+def processing(tiny_model: str, store: ImageStore):
+    from trainers.data.processing import Processing
+
+    return Processing(tiny_model, store)
+
+
+@pytest.fixture
+def make_scored() -> Callable[..., ScoredRollout]:
+    """`make_scored("r0", "sample", 1.5)`: a judged rollout; a score of None is a failure."""
+
+    def make(
+        id: str,
+        sample_id: str,
+        score: float | None,
+        *,
+        text: str | None = None,
+        token_ids: tuple[int, ...] = (21, 14, 1),
+        finish_reason: str = "stop",
+        findings: tuple[Finding, ...] = (),
+    ) -> ScoredRollout:
+        rollout = Rollout(
+            id=id,
+            sample_id=sample_id,
+            text=text or f"response {id}",
+            token_ids=token_ids,
+            logprobs=(-1.0,) * len(token_ids),
+            policy_version=1,
+            seed=0,
+            temperature=1.0,
+            finish_reason=finish_reason,  # type: ignore[arg-type]
+            prompt_tokens=30,
+        )
+        return ScoredRollout(
+            rollout=rollout,
+            judge="hand",
+            score=score,
+            failure="broken" if score is None else None,
+            critique=Critique(text="", findings=findings) if findings else None,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_session(tmp_path_factory: pytest.TempPathFactory):
+    """One Ray and one process a role for all tests: starting vLLM anew would take longer."""
+    from cluster.console import Console
+    from cluster.offline import go_offline
+    from cluster.session import Session
+
+    go_offline()
+    log = tmp_path_factory.mktemp("session") / "run.log"
+    with (
+        Console(log, interactive=False) as console,
+        Session(num_threads=1, console=console) as session,
+    ):
+        yield session

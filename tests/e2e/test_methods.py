@@ -1,0 +1,294 @@
+"""All methods on the real stack: Ray, vLLM and DeepSpeed, from a base model trained here.
+
+The models are far too small-trained to say anything; what is checked is that every part does its
+work and that the numbers of the comparison are complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.base_model import JudgeRecipe, WorldRecipe
+from cluster.config import CompareConfig, RunConfig, validate
+from trainers.data.record_file import read_records
+from trainers.data.records import Sample, ScoredRollout
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1200)]
+
+ARMS = ("ppo", "dpo", "nsft", "sft", "random")
+ROUNDS, PROMPTS, PER_PROMPT = 2, 8, 4
+SMALL: dict[str, Any] = {
+    "rollout": {"num_prompts": PROMPTS, "num_rollouts_per_prompt": PER_PROMPT, "max_tokens": 24},
+    "eval": {"num_scenes": 12, "num_curve_scenes": 6},
+    "train": {"parity_rollouts": 8},
+    "num_threads": 1,
+}
+METRICS = {
+    "chair_i",
+    "chair_s",
+    "recall",
+    "pope_accuracy",
+    "pope_f1",
+    "pope_yes_ratio",
+    "response_length",
+}
+
+
+def tiny_recipe() -> WorldRecipe:
+    """A few steps of everything."""
+    base = WorldRecipe().base
+    small = {"batch_size": 6, "critique_rows": 2}
+    return WorldRecipe(
+        base=replace(
+            base,
+            honest=replace(base.honest, steps=12, **small),
+            biased=replace(base.biased, steps=3, **small),
+        ),
+        judge=JudgeRecipe(steps=6, num_samples=60, num_held_out=16, batch_size=8),
+    )
+
+
+@dataclass
+class Stack:
+    """What the tests run on: the shared session in place of each run's own."""
+
+    session: Any
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def stack(shared_session, tmp_path_factory) -> Iterator[Stack]:
+    root = tmp_path_factory.mktemp("e2e")
+
+    class Borrowed:
+        """Stands for `Session` in a run; what it starts stays for the next test."""
+
+        def __init__(self, *, console: Any, **options: Any):
+            self.console = console
+
+        def __enter__(self) -> Any:
+            self.before, shared_session.console = shared_session.console, self.console
+            return shared_session
+
+        def __exit__(self, *exception: object) -> None:
+            shared_session.console = self.before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUARTET_CACHE", str(root / "cache"))
+        patch.setattr("cluster.compare.Session", Borrowed)
+        patch.setattr("cluster.run.Session", Borrowed)
+        patch.setattr(WorldRecipe, "quick", classmethod(lambda cls: tiny_recipe()))
+        yield Stack(shared_session, root)
+
+
+@pytest.fixture(scope="module")
+def folder(stack) -> Path:
+    """The folder of one comparison of all arms."""
+    from cluster.compare import compare
+
+    values = {
+        **SMALL,
+        "output": str(stack.root / "runs"),
+        "quick": True,
+        "rounds": ROUNDS,
+        # The judge knows nothing yet: any difference of scores makes a pair.
+        **{name: {"pairs": {"margin": 0.0}} for name in ("dpo", "nsft", "sft")},
+        "ppo": {"minibatch_size": 16},
+    }
+    assert compare(validate(CompareConfig, values)) == 0
+    (folder,) = (stack.root / "runs").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(folder):
+    from trainers.comparison import load
+
+    return load(folder / "compare.json")
+
+
+def test_compare_json_has_every_promised_key(folder):
+    written = json.loads((folder / "compare.json").read_text())
+    assert written["base"]["metrics"].keys() >= METRICS
+    assert written["honest"]["metrics"].keys() >= METRICS
+    assert set(written["methods"]) == set(ARMS)
+    for arm in written["methods"].values():
+        assert arm["metrics"].keys() >= METRICS
+        for key in ("copies_train", "copies_loop", "bytes_by_copy", "seconds_by_phase"):
+            assert arm[key]
+        assert [point["round"] for point in arm["curve"]] == [1, 2]
+        assert all({"score", "kl", "chair_i"} <= point.keys() for point in arm["curve"])
+        assert all(point["score"] is not None for point in arm["curve"])
+    for name in ("generated", "no_critique", "ground_truth_critique"):
+        assert f"pair_accuracy_{name}" in written["judge"]
+
+
+def test_budgets_are_equal(comparison):
+    for name, arm in comparison.arms():
+        assert arm.failure is None, name
+        assert arm.rollouts == arm.judge_calls == ROUNDS * PROMPTS * PER_PROMPT
+        assert arm.dropped == {}
+    assert not [text for text in comparison.warnings if "budget" in text]
+
+
+def test_all_arms_see_the_same_prompts(folder):
+    seen = []
+    for name in ARMS:
+        ids = []
+        for file in sorted((folder / name / "rounds").iterdir()):
+            records = read_records(file).records
+            ids.append([(r.id, r.images) for r in records if isinstance(r, Sample)])
+        seen.append(ids)
+    assert all(ids == seen[0] for ids in seen)
+    assert [len(ids) for ids in seen[0]] == [PROMPTS] * ROUNDS
+
+
+def test_copies_are_4_2_1_1(comparison):
+    numbers = {name: len(arm.copies_train) for name, arm in comparison.arms()}
+    assert numbers == {"ppo": 4, "dpo": 2, "nsft": 1, "sft": 1, "random": 2}
+
+
+def test_bytes_are_those_of_the_declared_copies(comparison):
+    trained = {"weights", "gradients", "optimizer"}
+    for name, arm in comparison.arms():
+        sizes = arm.bytes_by_copy
+        assert set(arm.copies_train) <= set(sizes), name
+        assert set(sizes) & {"critic", "reference", "reward"} == set(arm.copies_train) - {"policy"}
+        assert set(sizes["policy"]) == trained, name
+        assert all(size > 100_000 for kinds in sizes.values() for size in kinds.values())
+        assert "rollout_engine" in sizes
+        # Adam in float32 holds two numbers a weight, and its few step counters.
+        ratio = sizes["policy"]["optimizer"] / sizes["policy"]["gradients"]
+        assert ratio == pytest.approx(2.0, abs=0.01)
+    ppo = comparison.methods["ppo"].bytes_by_copy
+    assert set(ppo["critic"]) == trained
+    assert set(ppo["reference"]) == set(ppo["reward"]) == {"weights"}
+    assert "judge" not in ppo
+    assert "judge" in comparison.methods["nsft"].bytes_by_copy
+
+
+def test_engine_and_trainer_agree_after_every_sync(comparison):
+    for name, arm in comparison.arms():
+        for point in arm.curve:
+            assert point.parity is not None and point.parity < 1e-4, name
+
+
+def test_every_arm_took_steps_and_moved(comparison):
+    for name, arm in comparison.arms():
+        for point in arm.curve:
+            assert point.extra["steps"] >= 2, name
+            assert point.loss is not None
+    first = comparison.methods["ppo"].curve[0]
+    assert first.extra["first/policy/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert abs(first.kl) < 1e-3  # the policy is still the reference
+    assert first.explained_variance is not None
+    # At the first step the policy is the reference: ln 2.
+    assert comparison.methods["dpo"].curve[0].extra["first/loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_phases_are_timed(comparison):
+    for name, arm in comparison.arms():
+        phases = {"load", "generate", "judge", "build", "train", "sync", "parity", "evaluate"}
+        assert phases <= arm.seconds_by_phase.keys(), name
+        assert ("logprobs" in arm.seconds_by_phase) and all(
+            span.end >= span.start >= 0 for span in arm.timeline
+        )
+    assert "refresh" in comparison.methods["dpo"].seconds_by_phase
+
+
+def test_rollouts_are_recorded_as_they_were_sampled(folder):
+    for name in ARMS:
+        for file in sorted((folder / name / "rounds").iterdir()):
+            result = read_records(file)
+            assert result.warning is None
+            judged = [r for r in result.records if isinstance(r, ScoredRollout)]
+            assert len(judged) == PROMPTS * PER_PROMPT
+            assert all(len(r.rollout.token_ids) == len(r.rollout.logprobs) for r in judged)
+            assert {r.judge for r in judged} == {"random" if name == "random" else "critique"}
+
+
+def test_metrics_file_has_a_line_a_round(folder):
+    for name in ARMS:
+        lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["round"] for line in lines] == [1, 2]
+
+
+def test_the_report_names_every_arm(folder):
+    page = (folder / "report.html").read_text()
+    for word in ("PPO", "DPO", "nSFT", "SFT", "data:image/png"):
+        assert word in page
+    assert "http" not in page.replace("http://www.w3.org", "")  # opens without a network
+    assert json.loads((folder / "gallery.json").read_text())["items"]
+
+
+def test_final_models_load_and_differ_from_the_base(folder, comparison):
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    weights = {}
+    for name in ARMS:
+        model = AutoModelForImageTextToText.from_pretrained(folder / name / "final")
+        AutoProcessor.from_pretrained(folder / name / "final")
+        weights[name] = torch.cat([p.flatten() for p in model.parameters()])
+    for name in ARMS[1:]:
+        assert not torch.equal(weights["ppo"], weights[name])
+
+
+def test_a_recorded_arm_trains_another_method_without_generating(stack, folder):
+    from cluster.replay import replay
+    from trainers.comparison import load
+
+    overrides = {"output": str(stack.root / "replays")}
+    assert replay(folder / "dpo", "sft", None, overrides) == 0
+    (run,) = (stack.root / "replays").iterdir()
+    arm = load(run / "compare.json").methods["sft"]
+    assert arm.failure is None and len(arm.curve) == ROUNDS
+    assert "generate" not in arm.seconds_by_phase and arm.judge_calls == 0
+
+
+def user_run(stack, folder, judge: str, output: str) -> tuple[int, Any]:
+    from cluster.base_model import cache_root
+    from cluster.run import train
+    from trainers.comparison import load
+
+    base = cache_root() / tiny_recipe().key() / "base"
+    values = {
+        **SMALL,
+        "output": str(stack.root / output),
+        "rounds": 1,
+        "model": str(base),
+        "judge": judge,
+        "method": {"name": "sft", "pairs": {"margin": 0.0}},
+        "eval": {"num_scenes": 2, "num_curve_scenes": 0},
+    }
+    from cluster.failures import RunStoppedError
+
+    try:
+        code = train(validate(RunConfig, values))
+    except RunStoppedError:
+        code = 1
+    (run,) = (stack.root / output).iterdir()
+    return code, load(run / "compare.json").methods["sft"]
+
+
+def test_a_users_function_judges(stack, folder):
+    code, arm = user_run(stack, folder, "tests.e2e.judge_functions:length", "user")
+    assert code == 0 and arm.failure is None
+    assert arm.curve[0].extra["steps"] >= 1
+    assert "judge" not in arm.bytes_by_copy  # it holds no model
+
+
+def test_a_judge_that_often_fails_stops_the_run(stack, folder):
+    code, arm = user_run(stack, folder, "tests.e2e.judge_functions:often_raises", "broken")
+    assert code == 1
+    assert "round 1:" in arm.failure and "data.max_dropped_share=0.05" in arm.failure
+    assert "raised LookupError: no such color" in arm.failure
+    (reason,) = arm.dropped
+    assert 3 < arm.dropped[reason] < PROMPTS * PER_PROMPT
+    assert arm.curve == []  # nothing was trained on
