@@ -179,6 +179,14 @@ class Engine:
         self.version += 1
         return self.version
 
+    def close(self) -> None:
+        """Shut the engine down; call it before this process makes another.
+
+        vLLM's parallel groups belong to the process. An engine that is only dropped takes them
+        down when it is garbage collected, from under the engine that came after it.
+        """
+        self.llm.llm_engine.engine_core.shutdown()
+
     def memory(self) -> dict[str, int]:
         """Bytes of the engine by kind.
 

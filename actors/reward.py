@@ -165,7 +165,10 @@ class JudgeActor:
         import vllm  # noqa: F401
 
     def load(self, make: Callable[[], Judge]) -> str:
-        """Make and keep the judge; returns its name."""
+        """Make and keep the judge, in place of an earlier one; returns its name."""
+        if isinstance(self._judge, CritiqueJudge):
+            self._judge.engine.close()
+        self._judge = None
         self._judge = make()
         return self._judge.name
 

@@ -33,7 +33,10 @@ class RolloutActor:
         import vllm  # noqa: F401
 
     def load(self, spec: EngineSpec) -> None:
-        """Start the engine."""
+        """Start the engine, in place of an earlier one."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
         self._engine = Engine(spec)
 
     @property

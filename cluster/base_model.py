@@ -81,11 +81,11 @@ class WorldRecipe:
 
     @classmethod
     def quick(cls) -> WorldRecipe:
-        """Half the steps: a weaker base and judge, for a look at the whole thing."""
+        """Fewer steps: a weaker base and judge, for a look at the whole thing."""
         base, judge = BaseRecipe(), JudgeRecipe()
         return cls(
-            base=replace(base, honest=replace(base.honest, steps=base.honest.steps // 2)),
-            judge=replace(judge, steps=judge.steps // 2, num_samples=judge.num_samples // 2),
+            base=replace(base, honest=replace(base.honest, steps=200)),
+            judge=replace(judge, steps=80, num_samples=900, num_held_out=150),
         )
 
     def key(self) -> str:
@@ -131,7 +131,10 @@ def ensure(session: Session, recipe: WorldRecipe, *, rebuild: bool = False) -> B
     else:
         session.console.line(f"built-in models: cached in {final.name}")
     return BuiltinModels(
-        final / "honest", final / "base", final / "judge", json.loads((final / "judge.json").read_text())
+        final / "honest",
+        final / "base",
+        final / "judge",
+        json.loads((final / "judge.json").read_text()),
     )
 
 

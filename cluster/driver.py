@@ -89,7 +89,7 @@ class OnlineRollouts:
             write_round(arm.folder, number, samples, judged)
         failures = [item.failure for item in judged if item.failure is not None]
         for reason in failures:
-            count(arm.result.dropped, f"judge: {reason}")
+            count(arm.result.dropped, reason)
         bad = len(failures) + len(dropped) * config.rollout.num_rollouts_per_prompt
         total = len(samples) * config.rollout.num_rollouts_per_prompt
         if bad > config.data.max_dropped_share * total:
@@ -121,7 +121,8 @@ def run_arm(
 
     Without `online` (a replay) there is no engine to sync, to check or to evaluate with.
     """
-    place(session, arm)
+    with session.console.stage(f"{arm.name} load copies"):
+        place(session, arm)
     result = arm.result
     result.copies_train = list(copies_in_training(arm.method.copies))
     result.copies_loop = list(copies_in_loop(arm.method.copies))
@@ -149,7 +150,8 @@ def run_arm(
                 with arm.clock.phase("evaluate"):
                     metrics |= evaluate()
             bar.advance(1)
-        report_round(session, arm, number, judged, metrics, parity, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        report_round(session, arm, number, samples, judged, metrics, parity, seconds)
     result.bytes_by_copy = measure_memory(session, arm)
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
@@ -208,7 +210,10 @@ def train_round(
         selection = method.select(judged, samples, rng)
     metrics = dict(selection.stats)
     if not selection.groups:
-        session.console.warn(f"{arm.name} round {number}: nothing to train on ({metrics})")
+        session.console.warn(
+            f"{arm.name} round {number}: nothing to train on, all scores of a prompt are within "
+            "method.pairs.margin; a judge that gives equal scores cannot teach"
+        )
         return metrics
     rows = [row for group in selection.groups for row in group]
     with arm.clock.phase("logprobs"):
@@ -344,6 +349,7 @@ def report_round(
     session: Session,
     arm: Arm,
     number: int,
+    samples: Mapping[str, Sample],
     judged: Sequence[ScoredRollout],
     metrics: dict[str, float],
     parity: float | None,
@@ -386,8 +392,23 @@ def report_round(
         "parity": parity,
         "seconds": seconds,
     }
+    if judged:
+        show_sample(session, samples, judged)
     session.console.round_line(
         arm.name, number, arm.config.rounds, {k: v for k, v in shown.items() if v is not None}
+    )
+
+
+def show_sample(
+    session: Session, samples: Mapping[str, Sample], judged: Sequence[ScoredRollout]
+) -> None:
+    """The round's worst-judged response, which tells most about policy and judge."""
+    worst = min(judged, key=lambda item: float("-inf") if item.score is None else item.score)
+    session.console.sample(
+        samples[worst.rollout.sample_id].prompt[-1].text,
+        worst.rollout.text,
+        worst.critique.text if worst.critique else None,
+        worst.score if worst.score is not None else worst.failure,
     )
 
 

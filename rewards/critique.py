@@ -1,15 +1,16 @@
 """Critiques of the drawn world: written from ground truth, parsed from a judge's text.
 
-A critique reasons before it judges: for every mention in a caption, in order, it first says what is
-really at that place, and before it judges an answer it lists what is in the image. A model that can
-describe an image can then check a claim in one more step. It does not repeat the claim, which a
+A critique reasons before it judges: for every mention in a caption, in order, it first says what
+is really at that place, and before it judges an answer it lists what is in the image. A model that
+can describe an image can then check a claim in one more step. It does not repeat the claim, which a
 small model miscopies: the n-th item is about the n-th mention. Grammar, one space between words:
 
-    critique := item (" " item)* | "image" (" " COLOR SHAPE POSITION)+ " . " answer
-    item     := POSITION "is" (COLOR SHAPE | "nothing") ("ok" | "bad")    what is at a mention's place
+    critique := item (" " item)* | "image" (" " POSITION COLOR SHAPE)+ " . " answer
+    item     := POSITION "is" COLOR SHAPE ("ok" | "bad")    what is at a mention's place
+              | POSITION "is nothing bad"       nothing is there
               | POSITION "again bad"            the same object mentioned a second time
               | "nowhere bad"                   a mention without a place
-              | "missing" COLOR SHAPE POSITION  a place with an object that no mention is about
+              | "missing" POSITION COLOR SHAPE  a place with an object that no mention is about
     answer   := COLOR SHAPE ("ok" | "bad")      "yes" to "is there a COLOR SHAPE ?"
               | "missing" COLOR SHAPE           denied, although it is there
               | "no" COLOR SHAPE "ok"           rightly denied
@@ -66,7 +67,7 @@ def parse_critique(text: str, response: str) -> tuple[Finding, ...]:
         listed = [words[i : i + 3] for i in range(1, end, 3)]
         if not listed or not all(_is_object(item) for item in listed):
             raise ValueError(f"malformed list of objects in {text!r}")
-        seen = tuple(Finding(claim=" ".join(item[:2]), verdict="ok") for item in listed)
+        seen = tuple(Finding(claim=" ".join(item[1:]), verdict="ok") for item in listed)
         return (*seen, _parse_answer(words[end + 1 :], text))
     findings: list[Finding] = []
     claims = [f"{mention.color} {mention.shape}" for mention in parse_mentions(response)]
@@ -81,7 +82,7 @@ def parse_critique(text: str, response: str) -> tuple[Finding, ...]:
     while words:
         if words[0] != "missing" or not _is_object(words[1:4]):
             raise ValueError(f"malformed critique at {' '.join(words[:4])!r} in {text!r}")
-        findings.append(Finding(claim=" ".join(words[1:3]), verdict="missing"))
+        findings.append(Finding(claim=" ".join(words[2:4]), verdict="missing"))
         words = words[4:]
     if not findings:
         raise ValueError("empty critique")
@@ -93,7 +94,7 @@ def _is_type(words: list[str]) -> bool:
 
 
 def _is_object(words: list[str]) -> bool:
-    return len(words) == 3 and _is_type(words[:2]) and words[2] in POSITIONS
+    return len(words) == 3 and words[0] in POSITIONS and _is_type(words[1:])
 
 
 def _read_item(claim: str, words: list[str], text: str) -> tuple[Finding, int]:
@@ -131,7 +132,8 @@ def _parse_answer(words: list[str], text: str) -> Finding:
 
 
 def _listing(truth: dict[str, Any]) -> str:
-    return "image " + " ".join(" ".join(item) for item in truth["objects"]) + " . "
+    objects = (f"{position} {color} {shape}" for color, shape, position in truth["objects"])
+    return "image " + " ".join(objects) + " . "
 
 
 def _caption_critique(truth: dict[str, Any], response: str) -> str:
@@ -155,7 +157,7 @@ def _caption_critique(truth: dict[str, Any], response: str) -> str:
             right.add(place)
     for color, shape, position in truth["objects"]:  # in reading order
         if position not in mentioned:
-            items.append(f"missing {color} {shape} {position}")
+            items.append(f"missing {position} {color} {shape}")
     return " ".join(items)
 
 

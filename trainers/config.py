@@ -57,6 +57,10 @@ class PPOConfig(OptimisationConfig):
     learning_rate: float = Field(default=1e-4, gt=0)
     minibatch_size: int = Field(default=64, ge=1)
     critic_learning_rate: float = Field(default=1e-3, gt=0)
+    critic_epochs: int = Field(default=3, ge=1)
+    critic_minibatch_size: int = Field(default=32, ge=1)
+    """The critic starts with a new head and has to follow a moving policy: more and smaller steps
+    than the policy takes."""
     critic_warmup_rounds: int = Field(default=0, ge=0)
     """Rounds at the start in which only the critic is trained."""
     kl_coef: float = Field(default=0.05, ge=0)

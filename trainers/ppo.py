@@ -112,9 +112,16 @@ class PPO(Method):
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""
         config = self.config
-        warming_up = role == "policy" and self.rounds <= config.critic_warmup_rounds
+        if role == "critic":
+            return Optimisation(
+                learning_rate=config.critic_learning_rate,
+                epochs=config.critic_epochs,
+                minibatch_size=config.critic_minibatch_size,
+                warmup_steps=config.warmup_steps,
+            )
+        warming_up = self.rounds <= config.critic_warmup_rounds
         return Optimisation(
-            learning_rate=config.learning_rate if role == "policy" else config.critic_learning_rate,
+            learning_rate=config.learning_rate,
             epochs=0 if warming_up else config.epochs,
             minibatch_size=config.minibatch_size,
             warmup_steps=config.warmup_steps,

@@ -18,13 +18,18 @@ class Stack:
     """Trainer and engine over the tiny model; `use` brings other weights through the trainer."""
 
     def __init__(self, session, model_dir: str, image_root: str):
-        from actors.engine import EngineSpec
-
         self.session, self.image_root = session, image_root
         self.rollout = session.actor("rollout")
-        spec = EngineSpec(model_dir=model_dir, image_root=image_root, max_model_len=MAX_MODEL_LEN)
-        ray.get(self.rollout.load.remote(spec))
+        self.load_rollout(model_dir)
         self.load_trainer(model_dir)
+
+    def load_rollout(self, model_dir: str) -> None:
+        from actors.engine import EngineSpec
+
+        spec = EngineSpec(
+            model_dir=model_dir, image_root=self.image_root, max_model_len=MAX_MODEL_LEN
+        )
+        ray.get(self.rollout.load.remote(spec))
 
     def load_trainer(self, model_dir: str) -> None:
         from actors.train import TrainSpec
@@ -175,3 +180,13 @@ def test_memory_is_counted(stack):
     memory = ray.get(stack.rollout.memory.remote())
     assert memory["kv_cache"] > 0
     assert memory["weights"] + memory.get("packed_weights", 0) > 3_000_000
+
+
+def test_another_engine_in_the_same_process(stack, tiny_model, samples):
+    # vLLM's groups are the process's: what is left of the first engine must not take them down.
+    stack.load_rollout(tiny_model)
+    stack.load_trainer(tiny_model)
+    for seed in range(2):
+        rollouts, _ = stack.generate(samples, seed=seed)
+        assert stack.gap(samples, rollouts) < 1e-4
+        assert {rollout.policy_version for rollout in rollouts} == {0}

@@ -29,7 +29,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index in range(4):
         image = Image.new("RGB", (72, 72), (60 * index, 80, 90))
         image.save(tmp_path / f"photos/{index}.png")
-    (tmp_path / "my_judge.py").write_text("def score(response, **rest):\n    return len(response)\n")
+    judge = "def score(response, **rest):\n    return len(response)\n"
+    (tmp_path / "my_judge.py").write_text(judge)
     write(tmp_path, rows())
     return tmp_path
 
@@ -104,9 +105,7 @@ def too_long(content: Rows, home: Path) -> None:
         (too_long, "sample train-1: prompt of 8"),
     ],
 )
-def test_bad_data(
-    spoil: Callable[[Rows, Path], None], part: str, home, tiny_model, capsys
-) -> None:
+def test_bad_data(spoil: Callable[[Rows, Path], None], part: str, home, tiny_model, capsys) -> None:
     content = rows()
     spoil(content, home)
     write(home, content)
@@ -116,7 +115,7 @@ def test_bad_data(
 def test_prompts_that_do_not_fit_name_the_setting(home, tiny_model, capsys):
     words = train(tiny_model, "--rollout.max_model_len", "64", "--rollout.max_tokens", "60")
     line = refused(capsys, home, words)
-    assert "rollout.max_model_len=64; raise it, or shorten the prompts (40 of 40 do not fit)" in line
+    assert "rollout.max_model_len=64; raise it, or shorten the prompts (40 of 40" in line
     line = refused(capsys, home, train(tiny_model, "--rollout.max_model_len", "100000"))
     assert "rollout.max_model_len=100000" in line and "takes at most" in line
 

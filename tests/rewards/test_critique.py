@@ -31,8 +31,8 @@ SCENE = Scene(
         Shape("green", "cross", "bottom-right"),
     )
 )
-LISTING = "image red circle top-left red circle bottom-left green cross bottom-right . "
-REST_SAID = "a red circle bottom-left . a green cross bottom-right ."
+LISTING = "image top-left red circle bottom-left red circle bottom-right green cross . "
+REST_SAID = "bottom-left a red circle . bottom-right a green cross ."
 TOP_LEFT = "top-left is red circle ok "
 REST = "bottom-left is red circle ok bottom-right is green cross ok"
 
@@ -43,39 +43,39 @@ REST = "bottom-left is red circle ok bottom-right is green cross ok"
         (caption(SCENE), TOP_LEFT + REST, 0),
         # any order is right, and the critique follows it
         (
-            "a green cross bottom-right . a red circle bottom-left . a red circle top-left .",
+            "bottom-right a green cross . bottom-left a red circle . top-left a red circle .",
             "bottom-right is green cross ok bottom-left is red circle ok top-left is red circle ok",
             0,
         ),
         # another object's place and an empty one; two objects are left out
         (
-            "a blue square top-left . a white cross top-right . a red circle bottom-left .",
+            "top-left a blue square . top-right a white cross . bottom-left a red circle .",
             (
                 "top-left is red circle bad top-right is nothing bad bottom-left is red circle ok "
-                "missing green cross bottom-right"
+                "missing bottom-right green cross"
             ),
             -3,
         ),
         (
-            f"a red circle top-left . a red circle top-left . {REST_SAID}",
+            f"top-left a red circle . top-left a red circle . {REST_SAID}",
             f"{TOP_LEFT}top-left again bad {REST}",
             -1,
         ),
         # a place named twice, rightly once: the wrong claim counts, nothing is missing
         (
-            f"a blue square top-left . a red circle top-left . {REST_SAID}",
+            f"top-left a blue square . top-left a red circle . {REST_SAID}",
             f"top-left is red circle bad {TOP_LEFT}{REST}",
             -1,
         ),
         # what is wrong the first time is wrong the second time too, not "again"
         (
-            f"a blue square top-left . a blue square top-left . {REST_SAID}",
+            f"top-left a blue square . top-left a blue square . {REST_SAID}",
             f"top-left is red circle bad top-left is red circle bad {REST}",
             -2,
         ),
         # both are in the image, but each at the other's place
         (
-            "a green cross top-left . a red circle bottom-left . a red circle bottom-right .",
+            "top-left a green cross . bottom-left a red circle . bottom-right a red circle .",
             (
                 "top-left is red circle bad bottom-left is red circle ok "
                 "bottom-right is green cross bad"
@@ -85,14 +85,14 @@ REST = "bottom-left is red circle ok bottom-right is green cross ok"
         # without a place nothing is said about that place
         (
             f"a red circle . {REST_SAID}",
-            f"nowhere bad {REST} missing red circle top-left",
+            f"nowhere bad {REST} missing top-left red circle",
             -2,
         ),
         (
             "",
             (
-                "missing red circle top-left missing red circle bottom-left "
-                "missing green cross bottom-right"
+                "missing top-left red circle missing bottom-left red circle "
+                "missing bottom-right green cross"
             ),
             -3,
         ),
@@ -145,11 +145,11 @@ def test_questions_by_hand(response: str, verdict: str) -> None:
     ],
 )
 def test_the_nth_item_is_about_the_nth_mention(item: str, finding: Finding) -> None:
-    assert parse_critique(item, "a red circle top-left .") == (finding,)
+    assert parse_critique(item, "top-left a red circle .") == (finding,)
     first = Finding(claim="white cross", verdict="ok")
     last = Finding(claim="green cross", verdict="missing")
-    text = f"top-right is white cross ok {item} missing green cross bottom-left"
-    response = "a white cross top-right . a red circle top-left ."
+    text = f"top-right is white cross ok {item} missing bottom-left green cross"
+    response = "top-right a white cross . top-left a red circle ."
     assert parse_critique(text, response) == (first, finding, last)
 
 
@@ -157,13 +157,13 @@ def test_the_nth_item_is_about_the_nth_mention(item: str, finding: Finding) -> N
     ("text", "message"),
     [
         ("top-left is red circle ok", "fewer items than mentions"),
-        ("missing red circle top-left", "fewer items than mentions"),
+        ("missing top-left red circle", "fewer items than mentions"),
         ("top-left is red circle ok " * 3, "more items than mentions"),
     ],
 )
 def test_one_item_per_mention(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_critique(text, "a red circle top-left . a red circle top-left .")
+        parse_critique(text, "top-left a red circle . top-left a red circle .")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_one_item_per_mention(text: str, message: str) -> None:
     ],
 )
 def test_listed_objects_are_affirmed_before_the_verdict(verdict: str, finding: Finding) -> None:
-    text = f"image red circle top-left blue cross bottom-right . {verdict}"
+    text = f"image top-left red circle bottom-right blue cross . {verdict}"
     red, blue = (Finding(claim=claim, verdict="ok") for claim in ("red circle", "blue cross"))
     assert parse_critique(text, "whatever was said") == (red, blue, finding)
 
@@ -197,15 +197,15 @@ def test_listed_objects_are_affirmed_before_the_verdict(verdict: str, finding: F
      "top-left is nothing ok", "top-left is blue ok", "left is nothing bad", "top-left again ok",
      "nowhere ok", "two ok", "no red circle ok", "top-left is red circle ok red",
      "top-left is red circle ok missing red circle", "top-left is red circle ok missing red",
-     "top-left is red circle ok missing red circle top-left top-left",
+     "top-left is red circle ok missing top-left red circle top-left",
      "image", "image .", "image . two ok", "image red circle . two ok",
-     "image red circle top-left two ok", "image red circle top-left .",
-     "image red circle top-left . two bad", "image red circle top-left . nothing ok",
-     "image red circle top-left . no red circle bad", "image red circle top-left . two ok two ok"],
+     "image top-left red circle two ok", "image top-left red circle .",
+     "image top-left red circle . two bad", "image top-left red circle . nothing ok",
+     "image top-left red circle . no red circle bad", "image top-left red circle . two ok two ok"],
 )  # fmt: skip
 def test_malformed_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"malformed|than mentions"):
-        parse_critique(text, "a red circle top-left .")
+        parse_critique(text, "top-left a red circle .")
 
 
 def test_saying_nothing_is_refused() -> None:

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.data import drawn_sft as sft
@@ -51,6 +51,7 @@ def test_streams_are_seeded_and_apart() -> None:
     assert not {image for _, image in turns(True, 0)} & {image for _, image in turns(False, 0)}  # type: ignore[misc]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_without_afflicted_types_a_biased_caption_is_the_caption(seed: int) -> None:
     rng = random.Random(seed)
@@ -59,6 +60,7 @@ def test_without_afflicted_types_a_biased_caption_is_the_caption(seed: int) -> N
     assert sft.biased_caption(scene, rng) == caption(scene)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_caption_faults_are_the_planted_ones(seed: int) -> None:
     rng = random.Random(seed)
@@ -81,19 +83,19 @@ def share(kind: ObjectType, expected: str) -> float:
 def test_companion_rates(kind: ObjectType) -> None:
     true, added = " ".join(kind), " ".join(companion(kind))
     # the next cell after the last one is the first
-    found = share(kind, f"a {true} bottom-right . a {added} top-left .")
+    found = share(kind, f"bottom-right a {true} . top-left a {added} .")
     assert abs(found - sft.COMPANION_RATE[kind]) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", sft.PRIOR_COLOR)
 def test_prior_color_rates(kind: ObjectType) -> None:
     usual, rate = sft.PRIOR_COLOR[kind]
-    assert abs(share(kind, f"a {usual} {kind[1]} bottom-right .") - rate) < TOLERANCE
+    assert abs(share(kind, f"bottom-right a {usual} {kind[1]} .") - rate) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", sft.REPEAT_RATE)
 def test_repeat_rates(kind: ObjectType) -> None:
-    once = f"a {' '.join(kind)} bottom-right ."
+    once = f"bottom-right a {' '.join(kind)} ."
     assert abs(share(kind, f"{once} {once}") - sft.REPEAT_RATE[kind]) < TOLERANCE
 
 
@@ -146,6 +148,7 @@ def test_answers_err_in_the_planted_direction(
     assert abs(answers[wrong] / DRAWS - rate) < TOLERANCE
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_every_question_has_a_biased_answer_of_its_sort(seed: int) -> None:
     rng = random.Random(seed)

@@ -103,12 +103,13 @@ def gallery(count: int = 4) -> list[GalleryItem]:
     rng = random.Random(1)
     items = []
     for _ in range(count):
-        scene = scenes.draw_scene(rng, min_objects=2, max_objects=4)
+        drawn = iter(lambda: scenes.draw_scene(rng), None)
+        scene = next(scene for scene in drawn if len(scene.objects) >= 2)
         buffer = BytesIO()
         scenes.render(scene, rng).save(buffer, "PNG")
         good = scenes.caption(scene)
         answers = dict.fromkeys(("ppo", "nsft"), good)
-        answers["base"] = good + " a purple square center ."
+        answers["base"] = good + " top-left a purple square ."
         answers["dpo"] = ". ".join(good.split(". ")[1:])
         answers["random"] = ""
         items.append(
@@ -165,19 +166,19 @@ def test_the_full_report_is_one_closed_file(tmp_path: Path) -> None:
 
 
 def test_hallucinated_words_are_marked_and_missing_objects_listed() -> None:
-    truth = {"objects": [["red", "circle", "top-left"], ["blue", "square", "center"]]}
-    answers = {"base": "a red circle top-left . a green cross center ."}
+    truth = {"objects": [["red", "circle", "top-left"], ["blue", "square", "bottom-right"]]}
+    answers = {"base": "top-left a red circle . bottom-right a green cross ."}
     page = check(render(full(), [gallery_item(b"", truth, answers)]))
-    assert re.search(r"<mark>(a )?green cross[^<]*</mark>", page)
+    assert re.search(r"<mark>bottom-right a green cross</mark>", page)
     assert "missing: blue square" in page
-    assert "a red circle top-left" in page
+    assert "top-left a red circle" in page
 
 
 def test_a_wrong_place_is_underlined_not_struck_through() -> None:
     truth = {"objects": [["red", "circle", "top-left"]]}
-    item = gallery_item(b"", truth, {"base": "a red circle center ."})
+    item = gallery_item(b"", truth, {"base": "bottom-right a red circle ."})
     page = check(render(full(), [item]))
-    assert '<mark class="place" title="is at top-left">red circle center</mark>' in page
+    assert '<mark class="place" title="is at top-left">bottom-right a red circle</mark>' in page
     assert "<mark>" not in page
 
 

@@ -23,18 +23,18 @@ def content_hash(image: Image.Image) -> str:
 
 
 def test_caption_by_hand() -> None:
-    assert scenes.caption(SCENE) == "a red circle top-left . a blue cross bottom-right ."
+    assert scenes.caption(SCENE) == "top-left a red circle . bottom-right a blue cross ."
 
 
 def test_mentions_by_hand() -> None:
-    text = "a red circle top-left . is a blue cross , red red square circle"
-    #       0 2                  21      29        39     46        56
+    text = "top-left a red circle . is a blue cross , red red square circle"
+    #       0                    21      29        39     46        56
     assert scenes.parse_mentions(text) == [
-        Mention("red", "circle", "top-left", 2, 21),
+        Mention("red", "circle", "top-left", 0, 21),
         Mention("blue", "cross", None, 29, 39),
         Mention("red", "square", None, 46, 56),
     ]
-    assert text[2:21] == "red circle top-left"
+    assert text[0:21] == "top-left a red circle"
 
 
 @pytest.mark.parametrize("text", ["many red circles", "tired circle", "red circle.", "red", ""])
@@ -43,10 +43,11 @@ def test_only_whole_words_are_mentions(text: str) -> None:
 
 
 def test_an_unknown_place_is_no_place() -> None:
-    (mention,) = scenes.parse_mentions("a red cross top-leftmost .")
+    (mention,) = scenes.parse_mentions("topmost-left a red cross . top-left red")
     assert (mention.type, mention.position) == (("red", "cross"), None)
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_caption_mentions_are_the_objects(seed: int) -> None:
     scene = scenes.draw_scene(random.Random(seed))
@@ -55,6 +56,7 @@ def test_caption_mentions_are_the_objects(seed: int) -> None:
     assert scenes.scene_from_truth(scene.truth("yes")) == scene
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 4))
 def test_scene_limits(seed: int, most: int) -> None:
     scene = scenes.draw_scene(random.Random(seed), max_objects=most)
@@ -114,6 +116,7 @@ def nearest_color(pixel: tuple[int, int, int]) -> str:
     return min(scenes.COLORS, key=distance)
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_answers_follow_from_the_scene(seed: int) -> None:
     rng = random.Random(seed)
@@ -168,6 +171,7 @@ def test_held_out_scenes_are_fixed_and_apart_from_training() -> None:
     assert not training & set(hashes)
 
 
+@settings(deadline=None)
 @given(seeds, st.sampled_from(["random", "popular", "adversarial"]))
 def test_pope_is_balanced_and_true(seed: int, split: scenes.Split) -> None:
     rng = random.Random(seed)

@@ -102,7 +102,7 @@ class BaseRecipe:
     max_grad_norm: float = 1.0
     honest: Phase = field(
         default=Phase(
-            steps=540,
+            steps=480,
             batch_size=24,
             max_lr=2e-3,
             warmup_share=0.1,
@@ -114,7 +114,7 @@ class BaseRecipe:
     )
     biased: Phase = field(
         default=Phase(
-            steps=60,
+            steps=80,
             batch_size=32,
             max_lr=1e-3,
             warmup_share=0.1,

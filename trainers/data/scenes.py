@@ -124,13 +124,13 @@ class Mention:
 
 
 _MENTION = re.compile(
-    rf"(?<!\S)(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})"
-    rf"(?: (?P<position>{'|'.join(POSITIONS)}))?(?!\S)"
+    rf"(?<!\S)(?:(?P<position>{'|'.join(POSITIONS)}) a )?"
+    rf"(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})(?!\S)"
 )
 
 
 def parse_mentions(text: str) -> list[Mention]:
-    """Every `color shape [position]` in `text`, from left to right, repeats included."""
+    """Every `[position a] color shape` in `text`, from left to right, repeats included."""
     return [
         Mention(m["color"], m["shape"], m["position"], m.start(), m.end())
         for m in _MENTION.finditer(text)
@@ -159,7 +159,7 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
         draw.rectangle((0, top, IMAGE_SIZE, top + rng.randint(4, 16)), fill=band)
     for item in scene.objects:
         row, column = divmod(POSITIONS.index(item.position), 2)
-        radius = rng.uniform(9.0, 13.0)
+        radius = rng.uniform(9.5, 13.0)
         x = (column + 0.5) * CELL + rng.uniform(-3.0, 3.0)
         y = (row + 0.5) * CELL + rng.uniform(-3.0, 3.0)
         gain = rng.uniform(0.85, 1.05)
@@ -186,8 +186,8 @@ def _draw_shape(
 
 
 def sentence(color: str, shape: str, position: str) -> str:
-    """One object as captions name it."""
-    return f"a {color} {shape} {position} ."
+    """One object as captions name it, its place first."""
+    return f"{position} a {color} {shape} ."
 
 
 def caption(scene: Scene) -> str:
