@@ -65,9 +65,8 @@ class JudgeRecipe:
     num_held_out: int = 400
     steps: int = 200
     batch_size: int = 24
-    max_lr: float = 1e-3
+    max_lr: float = 2e-3
     warmup_share: float = 0.1
-    muon_scale: float = 10.0
     critique_dropout: float = 0.1
     seed: int = 0
 
@@ -241,7 +240,6 @@ def _train_judge(
         model_dir=str(folder / "honest"),
         image_root=str(store.root),
         betas=betas,
-        muon_ratio=recipe.muon_scale,
     )
     ray.get(ranks.call("load", spec))
     stream = CritiquePairs(

@@ -95,10 +95,13 @@ def weights(actor) -> dict[str, Tensor]:
     return {n: t.clone() for n, t in state.items() if "k_proj.bias" not in n}
 
 
-def assert_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], atol: float) -> None:
+def assert_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    """Equal after two steps of 1e-3, but for rounding noise of the smallest gradients."""
     assert left.keys() == right.keys()
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], atol=atol, rtol=0, msg=name)
+    gaps = torch.cat([(left[name] - right[name]).abs().flatten() for name in left])
+    assert float(gaps.max()) < 3e-4
+    assert float((gaps > 1e-5).float().mean()) < 1e-3
+    assert float(gaps.mean()) < 1e-7
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -112,7 +115,7 @@ def test_micro_batches_do_not_change_the_step(actor, spec, samples, name):
         assert metrics["steps"] == 2
         results.append((weights(actor), metrics["loss"], metrics["first/loss"]))
     assert results[0][1:] == pytest.approx(results[1][1:], abs=1e-5)
-    assert_close(results[0][0], results[1][0], atol=3e-5)
+    assert_close(results[0][0], results[1][0])
 
 
 def test_order_inside_a_minibatch_does_not_change_the_step(actor, spec, samples):
@@ -123,7 +126,7 @@ def test_order_inside_a_minibatch_does_not_change_the_step(actor, spec, samples)
         method, all_at_once = make_method(CONFIGS["dpo"]), optimisation(minibatch_size=8)
         actor.train(groups[::-1] if reverse else groups, method, all_at_once, seed=0)
         results.append(weights(actor))
-    assert_close(*results, atol=3e-5)
+    assert_close(*results)
 
 
 def test_first_ratio_is_1_and_kl_of_equals_is_0(actor, spec, samples, tiny_model, store):

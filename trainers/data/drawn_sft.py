@@ -114,7 +114,7 @@ class BaseRecipe:
     )
     biased: Phase = field(
         default=Phase(
-            steps=80,
+            steps=60,
             batch_size=32,
             max_lr=1e-3,
             warmup_share=0.1,
