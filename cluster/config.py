@@ -249,6 +249,19 @@ def _group_at(model: type[Settings], values: Mapping[str, Any], path: Sequence[s
     return sorted(current.model_fields)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line, so that a whole configuration stays under 100."""
+
+
+for _kind in (list, tuple):
+    _Dumper.add_representer(
+        _kind,
+        lambda dumper, data: dumper.represent_sequence(
+            "tag:yaml.org,2002:seq", data, flow_style=True
+        ),
+    )
+
+
 def to_yaml(config: Settings) -> str:
-    """Every setting, as `config.yaml` shows it."""
-    return str(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    """Every setting with its value, in the order of the schema."""
+    return str(yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False))
