@@ -97,7 +97,7 @@ class RunConfig(Settings):
     """Start of the folder's name under `output`, the time follows; the method by default."""
     output: str = "runs"
     seed: int = 0
-    rounds: int = Field(default=5, ge=1)
+    rounds: int = Field(default=6, ge=1)
     model: str | None = None
     """Hugging Face VLM folder; without it the built-in base model."""
     judge: str | None = None
@@ -120,7 +120,7 @@ class CompareConfig(Settings):
     seed: int = 0
     quick: bool = False
     """Marks a run whose numbers are too small to conclude from; set by `--quick`."""
-    rounds: int = Field(default=5, ge=1)
+    rounds: int = Field(default=6, ge=1)
     arms: tuple[str, ...] = ("ppo", "dpo", "nsft", "sft", "random")
     """`random` is DPO with scores drawn by chance instead of the judge: the floor."""
     ppo: PPOConfig = PPOConfig()

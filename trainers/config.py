@@ -34,7 +34,8 @@ class PairsConfig(Settings):
 
     margin: float = Field(default=0.5, ge=0)
     """Least difference of scores that makes a pair."""
-    max_pairs_per_prompt: int = Field(default=1, ge=1)
+    max_pairs_per_prompt: int = Field(default=2, ge=1)
+    """RLAIF-V keeps 2."""
     strategy: Literal["best_worst", "all"] = "best_worst"
     length_balance: bool = False
     """Drop pairs whose chosen side is much shorter, by RLAIF-V's threshold search."""
@@ -79,7 +80,7 @@ class DPOConfig(OptimisationConfig):
     """Iterative DPO."""
 
     name: Literal["dpo"] = "dpo"
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     beta: float = Field(default=0.1, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     dynamic_beta: bool = False

@@ -113,7 +113,8 @@ def test_quick_is_a_valid_change():
 )
 def test_yaml_round_trip(config, tmp_path):
     text = to_yaml(config)
-    assert len(text.splitlines()) < 100
+    # One run fits a screen or two; a comparison holds the settings of all methods.
+    assert len(text.splitlines()) < (100 if isinstance(config, RunConfig) else 130)
     (tmp_path / "c.yaml").write_text(text)
     assert validate(type(config), read_yaml(tmp_path / "c.yaml")) == config
 
