@@ -96,7 +96,7 @@ class NSFTConfig(OptimisationConfig):
     """nSFT: chosen responses and corrective turns."""
 
     name: Literal["nsft"] = "nsft"
-    learning_rate: float = Field(default=1.5e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     chosen_coef: float = Field(default=1.0, ge=0)
     correction_coef: float = Field(default=1.0, ge=0)
     pairs: PairsConfig = PairsConfig()
@@ -107,7 +107,7 @@ class SFTConfig(OptimisationConfig):
     """SFT control: chosen responses only."""
 
     name: Literal["sft"] = "sft"
-    learning_rate: float = Field(default=1.5e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     pairs: PairsConfig = PairsConfig()
 
 
