@@ -144,11 +144,12 @@ def prepare(
         built = base_model.ensure(session, recipe or WorldRecipe())
         model_dir, judge = model_dir or str(built.base), judge or str(built.judge)
     critic_dir = judges.critic_folder(judge, model_dir)
-    if config.method.name == "ppo":
+    method = make_method(config.method)
+    if "critic" in method.trained:
         console.line(f"critic starts from {'the policy' if critic_dir == model_dir else judge}")
     arm = Arm(
         name=config.method.name,
-        method=make_method(config.method),
+        method=method,
         config=config,
         model_dir=model_dir,
         critic_dir=critic_dir,
