@@ -144,6 +144,7 @@ def test_makefile_exports_what_the_program_sets():
 def test_compare_passes_its_variables_on():
     command = [
         "make",
+        "--no-print-directory",
         "-n",
         "compare",
         "QUICK=1",
