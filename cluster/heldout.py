@@ -14,7 +14,7 @@ from trainers.data.records import Sample, Turn
 from trainers.data.scenes import DESCRIBE_PROMPTS, Split, held_out_scenes, pope_questions
 from trainers.evaluation import caption_metrics, pope_metrics
 
-HELD_OUT_SEED = 2024
+HELD_OUT_SEED = 2026
 MAX_TOKENS = 64
 
 

@@ -1,23 +1,25 @@
 """Critiques of the drawn world: written from ground truth, parsed from a judge's text.
 
-A critique reasons before it judges: for every mention in a caption, in order, it first says what
-is really at that place, and before it judges an answer it lists what is in the image. A model that
-can describe an image can then check a claim in one more step. It does not repeat the claim, which a
-small model miscopies: the n-th item is about the n-th mention. Grammar, one space between words:
+A critique reasons before it judges: for every mention in a caption, in order, it repeats the claim,
+says what is really at that place, and then gives its verdict; before it judges an answer it lists
+what is in the image and says what the answer should have been. So every verdict compares words that
+stand side by side, which a model of a million parameters learns in minutes; comparing with words a
+sentence away it did not. Grammar, one space between words:
 
     critique := item (" " item)* | "image" (" " POSITION COLOR SHAPE)+ " . " answer
-    item     := POSITION "is" COLOR SHAPE ("ok" | "bad")    what is at a mention's place
-              | POSITION "is nothing bad"       nothing is there
-              | POSITION "again bad"            the same object mentioned a second time
-              | "nowhere bad"                   a mention without a place
+    item     := POSITION CLAIM TRUTH ("ok" | "bad" | "again")    "again": claimed before
+              | "nowhere" CLAIM "bad"           a mention without a place
               | "missing" POSITION COLOR SHAPE  a place with an object that no mention is about
-    answer   := COLOR SHAPE ("ok" | "bad")      "yes" to "is there a COLOR SHAPE ?"
-              | "missing" COLOR SHAPE           denied, although it is there
-              | "no" COLOR SHAPE "ok"           rightly denied
-              | WORD "ok"                       a right one-word answer
-              | WORD "bad" WORD                 a wrong one-word answer and the right one
-    WORD     := any answer word, or "nothing" for a response that is not one word
+    CLAIM    := COLOR SHAPE
+    TRUTH    := COLOR SHAPE | "nothing there"
+    answer   := subject SAID RIGHT ("ok" | "bad")
+    subject  := COLOR SHAPE                     of "is there a ... ?" and "where is the ... ?"
+              | POSITION                        of "what color is the SHAPE at POSITION ?"
+              | SHAPES (" " POSITION)*          of "how many SHAPES are there ?": where they are
+    SAID     := the answer, or "nothing" for a response that is not one word of this world
+    RIGHT    := the answer that was right
 
+The n-th item is about the n-th mention, whatever claim it repeats: a small judge miscopies some.
 The objects listed after "image" are findings too (verdict ok): the critique affirms them. A bad
 claim is wrong at its place and may be true of another, where the critique then names it. Findings
 with "again" are of kind count and those with "nowhere" of kind relation, for they do not say that
@@ -28,10 +30,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainers.data.records import Critique, Finding, FindingKind
-from trainers.data.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, parse_mentions
+from trainers.data.records import Critique, Finding, FindingKind, Verdict
+from trainers.data.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, parse_mentions, plural
 
 ANSWER_WORDS = frozenset((*COLORS, *NUMBERS, *POSITIONS, "yes", "no"))
+PLURALS = frozenset(plural(shape) for shape in SHAPES)
 CRITIQUE_REQUEST = "critique the answer ."
 """The user turn after a response that asks the judge for its critique."""
 
@@ -42,10 +45,8 @@ def write_critique(
     """The perfect critique of `response`, from the ground truth of its sample."""
     if prompt_kind == "describe":
         text = _caption_critique(truth, response)
-    elif prompt_kind == "exists":
-        text = _listing(truth) + _exists_verdict(truth["answer"], prompt_text, response)
-    elif prompt_kind == "question":
-        text = _listing(truth) + _answer_verdict(truth["answer"], response)
+    elif prompt_kind in ("exists", "question"):
+        text = _listing(truth) + _answer(truth, prompt_text, response)
     else:
         raise ValueError(f"unknown prompt kind {prompt_kind!r}; use describe, question or exists")
     return Critique(text=text, findings=parse_critique(text, response))
@@ -68,7 +69,7 @@ def parse_critique(text: str, response: str) -> tuple[Finding, ...]:
         if not listed or not all(_is_object(item) for item in listed):
             raise ValueError(f"malformed list of objects in {text!r}")
         seen = tuple(Finding(claim=" ".join(item[1:]), verdict="ok") for item in listed)
-        return (*seen, _parse_answer(words[end + 1 :], text))
+        return (*seen, _parse_answer(words[end + 1 :], text, response))
     findings: list[Finding] = []
     claims = [f"{mention.color} {mention.shape}" for mention in parse_mentions(response)]
     while words and words[0] != "missing":
@@ -99,35 +100,49 @@ def _is_object(words: list[str]) -> bool:
 
 def _read_item(claim: str, words: list[str], text: str) -> tuple[Finding, int]:
     """The item on `claim` at the start of `words`, and how many words it takes."""
-    if words[:2] == ["nowhere", "bad"]:
-        return Finding(claim=claim, verdict="bad", kind="relation"), 2
-    if words[0] in POSITIONS:
-        if words[1:3] == ["again", "bad"]:
-            return Finding(claim=claim, verdict="bad", kind="count"), 3
-        if words[1:4] == ["is", "nothing", "bad"]:
-            return Finding(claim=claim, verdict="bad"), 4
-        if words[1:2] == ["is"] and _is_type(words[2:4]):
-            there = " ".join(words[2:4])
-            if words[4:5] == ["ok"]:
-                return Finding(claim=claim, verdict="ok"), 5
-            if words[4:5] == ["bad"]:
-                return Finding(claim=claim, verdict="bad", correction=there), 5
-    raise ValueError(f"malformed critique at {' '.join(words[:5])!r} in {text!r}")
+    if words[0] == "nowhere" and _is_type(words[1:3]) and words[3:4] == ["bad"]:
+        return Finding(claim=claim, verdict="bad", kind="relation"), 4
+    place, truth, verdict = words[0], words[3:5], words[5:6]
+    if place in POSITIONS and _is_type(words[1:3]):
+        if truth == ["nothing", "there"] and verdict == ["bad"]:
+            return Finding(claim=claim, verdict="bad"), 6
+        if _is_type(truth) and verdict == ["ok"]:
+            return Finding(claim=claim, verdict="ok"), 6
+        if _is_type(truth) and verdict == ["again"]:
+            return Finding(claim=claim, verdict="bad", kind="count"), 6
+        if _is_type(truth) and verdict == ["bad"]:
+            return Finding(claim=claim, verdict="bad", correction=" ".join(truth)), 6
+    raise ValueError(f"malformed critique at {' '.join(words[:6])!r} in {text!r}")
 
 
-def _parse_answer(words: list[str], text: str) -> Finding:
-    if len(words) == 3 and _is_type(words[:2]) and words[2] in ("ok", "bad"):
-        return Finding(claim=" ".join(words[:2]), verdict="ok" if words[2] == "ok" else "bad")
-    if len(words) == 3 and words[0] == "missing" and _is_type(words[1:]):
-        return Finding(claim=" ".join(words[1:]), verdict="missing")
-    if len(words) == 4 and words[0] == "no" and _is_type(words[1:3]) and words[3] == "ok":
-        return Finding(claim=" ".join(words[1:3]), verdict="absent")
-    if len(words) == 2 and words[0] in ANSWER_WORDS and words[1] == "ok":
-        return Finding(claim=words[0], verdict="ok", kind=_answer_kind(words[0]))
-    known = len(words) == 3 and (words[0] in ANSWER_WORDS or words[0] == "nothing")
-    if known and words[1] == "bad" and words[2] in ANSWER_WORDS:
-        right = words[2]
-        return Finding(claim=words[0], verdict="bad", kind=_answer_kind(right), correction=right)
+def _parse_answer(words: list[str], text: str, response: str) -> Finding:
+    *subject, _, right, verdict = words if len(words) > 3 else [""] * 4
+    said = response if response in ANSWER_WORDS else "nothing"
+    kind: FindingKind
+    if _is_type(subject) and right in ("yes", "no"):
+        if said not in ("yes", "no"):
+            # No question "is there a red ?" may come of it, hence not of kind existence.
+            return Finding(claim=said, verdict="bad", kind="text", correction=right)
+        verdicts: dict[tuple[str, str], Verdict] = {
+            ("yes", "ok"): "ok",
+            ("yes", "bad"): "missing",
+            ("no", "ok"): "absent",
+            ("no", "bad"): "bad",
+        }
+        if (right, verdict) in verdicts:
+            return Finding(claim=" ".join(subject), verdict=verdicts[right, verdict])
+    elif _is_type(subject) and right in POSITIONS:
+        kind = "relation"
+    elif len(subject) == 1 and subject[0] in POSITIONS and right in COLORS:
+        kind = "attribute"
+    elif subject[0] in PLURALS and set(subject[1:]) <= set(POSITIONS) and right in NUMBERS:
+        kind = "count"
+    else:
+        verdict = ""
+    if verdict == "ok":
+        return Finding(claim=right, verdict="ok", kind=kind)
+    if verdict == "bad":
+        return Finding(claim=said, verdict="bad", kind=kind, correction=right)
     raise ValueError(f"malformed verdict {' '.join(words)!r} in {text!r}")
 
 
@@ -143,16 +158,14 @@ def _caption_critique(truth: dict[str, Any], response: str) -> str:
     right: set[str] = set()
     for mention in parse_mentions(response):
         place = mention.position
+        claim = f"{mention.color} {mention.shape}"
         if place is None:
-            items.append("nowhere bad")
+            items.append(f"nowhere {claim} bad")
             continue
         mentioned.add(place)
         found = there.get(place)
-        if found == mention.type and place in right:
-            items.append(f"{place} again bad")
-        else:
-            verdict = "ok" if found == mention.type else "bad"
-            items.append(f"{place} is {' '.join(found) if found else 'nothing'} {verdict}")
+        verdict = "bad" if found != mention.type else "again" if place in right else "ok"
+        items.append(f"{place} {claim} {' '.join(found or ('nothing', 'there'))} {verdict}")
         if found == mention.type:
             right.add(place)
     for color, shape, position in truth["objects"]:  # in reading order
@@ -161,25 +174,14 @@ def _caption_critique(truth: dict[str, Any], response: str) -> str:
     return " ".join(items)
 
 
-def _exists_verdict(answer: str, prompt_text: str, response: str) -> str:
-    (asked,) = parse_mentions(prompt_text)
-    claim = f"{asked.color} {asked.shape}"
-    if response == "yes":
-        return f"{claim} {'ok' if answer == 'yes' else 'bad'}"
-    if response == "no":
-        return f"missing {claim}" if answer == "yes" else f"no {claim} ok"
-    return _answer_verdict(answer, response)
-
-
-def _answer_verdict(answer: str, response: str) -> str:
-    if response == answer:
-        return f"{answer} ok"
-    return f"{response if response in ANSWER_WORDS else 'nothing'} bad {answer}"
-
-
-def _answer_kind(answer: str) -> FindingKind:
-    if answer in COLORS:
-        return "attribute"
-    if answer in NUMBERS:
-        return "count"
-    return "relation" if answer in POSITIONS else "text"  # "yes" and "no" name nothing
+def _answer(truth: dict[str, Any], prompt_text: str, response: str) -> str:
+    right = truth["answer"]
+    asked = parse_mentions(prompt_text)
+    if asked:
+        subject = [*asked[0].type]
+    else:
+        names = POSITIONS if right in COLORS else PLURALS
+        subject = [word for word in prompt_text.split() if word in names]
+        subject += [place for _, shape, place in truth["objects"] if plural(shape) in subject]
+    said = response if response in ANSWER_WORDS else "nothing"
+    return " ".join([*subject, said, right, "ok" if response == right else "bad"])

@@ -33,7 +33,7 @@ from trainers.data.scenes import (
 
 MAX_ERRORS = 3
 """An injected caption has 0 to this many errors."""
-CRITIQUE_MIXTURE = Mixture(describe=0.8, question=0.1)
+CRITIQUE_MIXTURE = Mixture(describe=0.6, question=0.2)
 ATTEMPTS = 8
 """Draws of two responses before a prompt is given up as tied."""
 
@@ -90,7 +90,11 @@ def _one_pair(
 
 
 def critique_conversations(
-    seed: int, *, mixture: Mixture = CRITIQUE_MIXTURE, max_objects: int = len(POSITIONS)
+    seed: int,
+    *,
+    mixture: Mixture = CRITIQUE_MIXTURE,
+    max_objects: int = len(POSITIONS),
+    few_colors: float = 0.0,
 ) -> Iterator[Example]:
     """Endless conversations prompt, response with injected errors, request, true critique.
 
@@ -106,7 +110,12 @@ def critique_conversations(
             return str(len(store) - 1)
 
         block = scene_samples(
-            rng.randrange(2**32), 64, put, mixture=mixture, max_objects=max_objects
+            rng.randrange(2**32),
+            64,
+            put,
+            mixture=mixture,
+            max_objects=max_objects,
+            few_colors=few_colors,
         )
         for sample in block:
             assert sample.truth is not None

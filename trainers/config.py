@@ -81,6 +81,7 @@ class DPOConfig(OptimisationConfig):
 
     name: Literal["dpo"] = "dpo"
     learning_rate: float = Field(default=1e-4, gt=0)
+    minibatch_size: int = Field(default=16, ge=1)
     beta: float = Field(default=0.1, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     dynamic_beta: bool = False

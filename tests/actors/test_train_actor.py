@@ -207,6 +207,19 @@ def test_bytes_of_float32_adamw(actor, spec, samples):
     assert set(memory) == {"weights", "gradients", "optimizer"}
 
 
+def test_what_is_frozen_stays_and_costs_no_optimiser_states(actor, spec, samples):
+    actor.load(spec(frozen=("vision_tower",)))
+    before = weights(actor)
+    actor.train(groups_of(samples, "sft"), make_method(CONFIGS["sft"]), optimisation(), seed=0)
+    after, memory = weights(actor), actor.memory()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("vision_tower" in name for name in changed)
+    trained = [p for p in actor._engine.module.parameters() if p.requires_grad]
+    assert memory["gradients"] == sum(4 * p.numel() for p in trained) < memory["weights"]
+    with pytest.raises(ValueError, match="no parameter to freeze is named 'eyes'"):
+        actor.load(spec(frozen=("eyes",)))
+
+
 def test_unload_frees_everything(actor, spec, samples):
     actor.load(spec())
     actor.unload()

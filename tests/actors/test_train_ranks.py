@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import ray
@@ -9,6 +11,7 @@ import torch
 
 from trainers.batch import Row
 from trainers.config import DPOConfig
+from trainers.dpo import DPO
 from trainers.method import Optimisation
 from trainers.registry import make_method
 
@@ -75,3 +78,25 @@ def test_two_ranks_equal_one(shared_session, tiny_model, store, samples):
     # Two steps of 1e-3: Adam makes rounding noise of the smallest gradients up to a few 1e-5.
     assert float(gaps.max()) < 1e-4
     assert float((gaps > 1e-6).float().mean()) < 1e-3
+
+
+class NanOnRankOne(DPO):
+    def loss(self, role, outputs, batch, totals):
+        loss, metrics = super().loss(role, outputs, batch, totals)
+        return loss * (math.nan if torch.distributed.get_rank() == 1 else 1.0), metrics
+
+
+def test_one_rank_with_a_bad_loss_stops_all(shared_session, tiny_model, store, samples):
+    from actors.train import TrainSpec
+    from cluster.session import Session
+
+    two = Session(num_threads=1, console=shared_session.console, num_ranks=2)
+    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
+    two.load_trainer("policy", spec)
+    optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=4)
+    calls = two.trainer("policy").call(
+        "train", pairs_of(samples), NanOnRankOne(DPOConfig()), optimisation, seed=0
+    )
+    for call in calls:
+        with pytest.raises(FloatingPointError, match="policy: loss is "):
+            ray.get(call, timeout=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -32,9 +33,9 @@ SCENE = Scene(
     )
 )
 LISTING = "image top-left red circle bottom-left red circle bottom-right green cross . "
-REST_SAID = "bottom-left a red circle . bottom-right a green cross ."
-TOP_LEFT = "top-left is red circle ok "
-REST = "bottom-left is red circle ok bottom-right is green cross ok"
+REST_SAID = "bottom-left red circle . bottom-right green cross ."
+TOP_LEFT = "top-left red circle red circle ok "
+REST = "bottom-left red circle red circle ok bottom-right green cross green cross ok"
 
 
 @pytest.mark.parametrize(
@@ -43,49 +44,52 @@ REST = "bottom-left is red circle ok bottom-right is green cross ok"
         (caption(SCENE), TOP_LEFT + REST, 0),
         # any order is right, and the critique follows it
         (
-            "bottom-right a green cross . bottom-left a red circle . top-left a red circle .",
-            "bottom-right is green cross ok bottom-left is red circle ok top-left is red circle ok",
+            "bottom-right green cross . bottom-left red circle . top-left red circle .",
+            (
+                "bottom-right green cross green cross ok bottom-left red circle red circle ok "
+                "top-left red circle red circle ok"
+            ),
             0,
         ),
         # another object's place and an empty one; two objects are left out
         (
-            "top-left a blue square . top-right a white cross . bottom-left a red circle .",
+            "top-left blue square . top-right white cross . bottom-left red circle .",
             (
-                "top-left is red circle bad top-right is nothing bad bottom-left is red circle ok "
-                "missing bottom-right green cross"
+                "top-left blue square red circle bad top-right white cross nothing there bad "
+                "bottom-left red circle red circle ok missing bottom-right green cross"
             ),
             -3,
         ),
         (
-            f"top-left a red circle . top-left a red circle . {REST_SAID}",
-            f"{TOP_LEFT}top-left again bad {REST}",
+            f"top-left red circle . top-left red circle . {REST_SAID}",
+            f"{TOP_LEFT}top-left red circle red circle again {REST}",
             -1,
         ),
         # a place named twice, rightly once: the wrong claim counts, nothing is missing
         (
-            f"top-left a blue square . top-left a red circle . {REST_SAID}",
-            f"top-left is red circle bad {TOP_LEFT}{REST}",
+            f"top-left blue square . top-left red circle . {REST_SAID}",
+            f"top-left blue square red circle bad {TOP_LEFT}{REST}",
             -1,
         ),
         # what is wrong the first time is wrong the second time too, not "again"
         (
-            f"top-left a blue square . top-left a blue square . {REST_SAID}",
-            f"top-left is red circle bad top-left is red circle bad {REST}",
+            f"top-left blue square . top-left blue square . {REST_SAID}",
+            f"{'top-left blue square red circle bad ' * 2}{REST}",
             -2,
         ),
         # both are in the image, but each at the other's place
         (
-            "top-left a green cross . bottom-left a red circle . bottom-right a red circle .",
+            "top-left green cross . bottom-left red circle . bottom-right red circle .",
             (
-                "top-left is red circle bad bottom-left is red circle ok "
-                "bottom-right is green cross bad"
+                "top-left green cross red circle bad bottom-left red circle red circle ok "
+                "bottom-right red circle green cross bad"
             ),
             -2,
         ),
         # without a place nothing is said about that place
         (
             f"a red circle . {REST_SAID}",
-            f"nowhere bad {REST} missing top-left red circle",
+            f"nowhere red circle bad {REST} missing top-left red circle",
             -2,
         ),
         (
@@ -107,12 +111,12 @@ def test_captions_by_hand(response: str, critique: str, score: float) -> None:
 @pytest.mark.parametrize(
     ("asked", "answer", "response", "verdict", "score"),
     [
-        ("red circle", "yes", "yes", "red circle ok", 0),
-        ("blue square", "no", "yes", "blue square bad", -1),
-        ("red circle", "yes", "no", "missing red circle", -1),
-        ("blue square", "no", "no", "no blue square ok", 0),
-        ("blue square", "no", "yes yes", "nothing bad no", -1),
-        ("red circle", "yes", "red", "red bad yes", -1),
+        ("red circle", "yes", "yes", "red circle yes yes ok", 0),
+        ("blue square", "no", "yes", "blue square yes no bad", -1),
+        ("red circle", "yes", "no", "red circle no yes bad", -1),
+        ("blue square", "no", "no", "blue square no no ok", 0),
+        ("blue square", "no", "yes yes", "blue square nothing no bad", -1),
+        ("red circle", "yes", "red", "red circle red yes bad", -1),
     ],
 )
 def test_exists_by_hand(asked: str, answer: str, response: str, verdict: str, score: float) -> None:
@@ -122,90 +126,144 @@ def test_exists_by_hand(asked: str, answer: str, response: str, verdict: str, sc
 
 
 @pytest.mark.parametrize(
-    ("response", "verdict"),
-    [("two", "two ok"), ("three", "three bad two"), ("a red cross", "nothing bad two")],
+    ("question", "answer", "response", "verdict"),
+    [
+        ("how many circles are there ?", "two", "two", "circles top-left bottom-left two two ok"),
+        ("how many crosses are there ?", "one", "two", "crosses bottom-right two one bad"),
+        ("how many squares are there ?", "zero", "a cross", "squares nothing zero bad"),
+        (
+            "where is the green cross ?",
+            "bottom-right",
+            "top-left",
+            "green cross top-left bottom-right bad",
+        ),
+        (
+            "what color is the cross at bottom-right ?",
+            "green",
+            "green",
+            "bottom-right green green ok",
+        ),
+    ],
 )
-def test_questions_by_hand(response: str, verdict: str) -> None:
-    truth = SCENE.truth("two")
-    question = "how many circles are there ?"
+def test_questions_by_hand(question: str, answer: str, response: str, verdict: str) -> None:
+    truth = SCENE.truth(answer)
     assert write_critique(truth, "question", question, response).text == LISTING + verdict
 
 
 @pytest.mark.parametrize(
     ("item", "finding"),
     [
-        ("top-left is red circle ok", Finding(claim="red circle", verdict="ok")),
+        ("top-left red circle red circle ok", Finding(claim="red circle", verdict="ok")),
         (
-            "top-left is blue square bad",
+            "top-left red circle blue square bad",
             Finding(claim="red circle", verdict="bad", correction="blue square"),
         ),
-        ("top-left is nothing bad", Finding(claim="red circle", verdict="bad")),
-        ("top-left again bad", Finding(claim="red circle", verdict="bad", kind="count")),
-        ("nowhere bad", Finding(claim="red circle", verdict="bad", kind="relation")),
+        # miscopied by the judge: still about the first mention
+        (
+            "top-left blue circle blue square bad",
+            Finding(claim="red circle", verdict="bad", correction="blue square"),
+        ),
+        ("top-left red circle nothing there bad", Finding(claim="red circle", verdict="bad")),
+        (
+            "top-left red circle red circle again",
+            Finding(claim="red circle", verdict="bad", kind="count"),
+        ),
+        ("nowhere red circle bad", Finding(claim="red circle", verdict="bad", kind="relation")),
     ],
 )
 def test_the_nth_item_is_about_the_nth_mention(item: str, finding: Finding) -> None:
-    assert parse_critique(item, "top-left a red circle .") == (finding,)
+    assert parse_critique(item, "top-left red circle .") == (finding,)
     first = Finding(claim="white cross", verdict="ok")
     last = Finding(claim="green cross", verdict="missing")
-    text = f"top-right is white cross ok {item} missing bottom-left green cross"
-    response = "top-right a white cross . top-left a red circle ."
+    text = f"top-right white cross white cross ok {item} missing bottom-left green cross"
+    response = "top-right white cross . top-left red circle ."
     assert parse_critique(text, response) == (first, finding, last)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("top-left is red circle ok", "fewer items than mentions"),
+        ("top-left red circle red circle ok", "fewer items than mentions"),
         ("missing top-left red circle", "fewer items than mentions"),
-        ("top-left is red circle ok " * 3, "more items than mentions"),
+        ("top-left red circle red circle ok " * 3, "more items than mentions"),
     ],
 )
 def test_one_item_per_mention(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_critique(text, "top-left a red circle . top-left a red circle .")
+        parse_critique(text, "top-left red circle . top-left red circle .")
 
 
 @pytest.mark.parametrize(
-    ("verdict", "finding"),
+    ("response", "verdict", "finding"),
     [
-        ("red circle ok", Finding(claim="red circle", verdict="ok")),
-        ("red circle bad", Finding(claim="red circle", verdict="bad")),
-        ("missing red circle", Finding(claim="red circle", verdict="missing")),
-        ("no red circle ok", Finding(claim="red circle", verdict="absent")),
-        ("two ok", Finding(claim="two", verdict="ok", kind="count")),
-        ("two bad one", Finding(claim="two", verdict="bad", kind="count", correction="one")),
-        ("red bad blue", Finding(claim="red", verdict="bad", kind="attribute", correction="blue")),
+        ("yes", "red circle yes yes ok", Finding(claim="red circle", verdict="ok")),
+        ("yes", "red circle yes no bad", Finding(claim="red circle", verdict="bad")),
+        ("no", "red circle no yes bad", Finding(claim="red circle", verdict="missing")),
+        ("no", "red circle no no ok", Finding(claim="red circle", verdict="absent")),
         (
-            "nothing bad top-left",
+            "two",
+            "circles top-left bottom-left two two ok",
+            Finding(claim="two", verdict="ok", kind="count"),
+        ),
+        (
+            "two",
+            "circles top-left two one bad",
+            Finding(claim="two", verdict="bad", kind="count", correction="one"),
+        ),
+        (
+            "red",
+            "top-left red blue bad",
+            Finding(claim="red", verdict="bad", kind="attribute", correction="blue"),
+        ),
+        (
+            "who knows",
+            "red circle nothing top-left bad",
             Finding(claim="nothing", verdict="bad", kind="relation", correction="top-left"),
         ),
         # no question "is there a red ?" may come of these, hence not of kind existence
-        ("red bad yes", Finding(claim="red", verdict="bad", kind="text", correction="yes")),
-        ("nothing bad no", Finding(claim="nothing", verdict="bad", kind="text", correction="no")),
+        (
+            "red",
+            "red circle red yes bad",
+            Finding(claim="red", verdict="bad", kind="text", correction="yes"),
+        ),
+        (
+            "who knows",
+            "red circle nothing no bad",
+            Finding(claim="nothing", verdict="bad", kind="text", correction="no"),
+        ),
     ],
 )
-def test_listed_objects_are_affirmed_before_the_verdict(verdict: str, finding: Finding) -> None:
+def test_listed_objects_are_affirmed_before_the_verdict(
+    response: str, verdict: str, finding: Finding
+) -> None:
     text = f"image top-left red circle bottom-right blue cross . {verdict}"
     red, blue = (Finding(claim=claim, verdict="ok") for claim in ("red circle", "blue cross"))
-    assert parse_critique(text, "whatever was said") == (red, blue, finding)
+    assert parse_critique(text, response) == (red, blue, finding)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "red circle ok", "red circle top-left is red circle ok", "top-left ok", "top-left is",
-     "top-left is nothing ok", "top-left is blue ok", "left is nothing bad", "top-left again ok",
-     "nowhere ok", "two ok", "no red circle ok", "top-left is red circle ok red",
-     "top-left is red circle ok missing red circle", "top-left is red circle ok missing red",
-     "top-left is red circle ok missing top-left red circle top-left",
-     "image", "image .", "image . two ok", "image red circle . two ok",
-     "image top-left red circle two ok", "image top-left red circle .",
-     "image top-left red circle . two bad", "image top-left red circle . nothing ok",
-     "image top-left red circle . no red circle bad", "image top-left red circle . two ok two ok"],
+    ["", "red circle ok", "red circle top-left red circle ok", "top-left ok", "top-left red circle",
+     "top-left red circle nothing there ok", "top-left red circle nothing bad",
+     "top-left red circle blue ok", "left red circle red circle ok",
+     "top-left red circle red circle", "top-left red circle red circle missing",
+     "nowhere red circle ok", "nowhere bad", "two two ok", "red circle no no ok",
+     "top-left red circle red circle ok red",
+     "top-left red circle red circle ok missing red circle",
+     "top-left red circle red circle ok missing red",
+     "top-left red circle red circle ok missing top-left red circle top-left",
+     "image", "image .", "image . red circle yes yes ok",
+     "image red circle . red circle yes yes ok",
+     "image top-left red circle red circle yes yes ok", "image top-left red circle .",
+     "image top-left red circle . two bad", "image top-left red circle . two two ok",
+     "image top-left red circle . red circle two two ok", "image top-left red circle . circles ok",
+     "image top-left red circle . top-left red top-left ok",
+     "image top-left red circle . circles red two two ok",
+     "image top-left red circle . red circle top-left top-left again"],
 )  # fmt: skip
 def test_malformed_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"malformed|than mentions"):
-        parse_critique(text, "top-left a red circle .")
+        parse_critique(text, "top-left red circle .")
 
 
 def test_saying_nothing_is_refused() -> None:
@@ -258,7 +316,8 @@ def test_a_critique_says_what_is_there_at_every_place() -> None:
         critique = write_critique(scene.truth(), "describe", "", biased_caption(scene, rng)).text
         for item in scene.objects:
             place, what = item.position, " ".join(item.type)
-            assert f"{place} is {what}" in critique or f"missing {what} {place}" in critique
+            pattern = rf"{place} \w+ \w+ {what} (ok|bad|again)|missing {place} {what}"
+            assert re.search(pattern, critique)
 
 
 def test_the_request_is_in_the_vocabulary() -> None:

@@ -225,31 +225,31 @@ def described(rejected: str, **options):
 
 def test_a_claim_at_the_wrong_place_is_affirmed_not_denied():
     # the cross is said of an empty place and of the circle's; both objects are in the image
-    assert described("top-left a red circle . top-right a green cross .") == {
+    assert described("top-left red circle . top-right green cross .") == {
         "is there a green cross ?": "yes",
         "is there a red square ?": "no",
     }
-    assert described("top-left a green cross . bottom-right a red circle .") == {
+    assert described("top-left green cross . bottom-right red circle .") == {
         "is there a green cross ?": "yes",
         "is there a red circle ?": "yes",
         "is there a red square ?": "no",
         "is there a red triangle ?": "no",
     }
-    assert described("top-left a green cross .", fallback_absent=None) is None
+    assert described("top-left green cross .", fallback_absent=None) is None
 
 
 def test_a_claim_said_again_or_without_a_place_is_not_denied():
-    again = "top-left a red circle . top-left a red circle . bottom-right a blue square ."
+    again = "top-left red circle . top-left red circle . bottom-right blue square ."
     assert described(again) == {
         "is there a blue square ?": "no",
         "is there a green cross ?": "yes",
     }
-    assert described("a red circle . bottom-right a green cross .") == {
+    assert described("a red circle . bottom-right green cross .") == {
         "is there a red circle ?": "yes",
         "is there a red square ?": "no",
     }
     # nothing is missing and nothing false was said of what there is: there is nothing to correct
-    assert described(f"{caption(SCENE)} top-left a red circle .") is None
+    assert described(f"{caption(SCENE)} top-left red circle .") is None
 
 
 def test_a_wrong_yes_is_denied_and_balanced_from_the_listing():

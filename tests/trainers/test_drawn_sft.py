@@ -83,19 +83,19 @@ def share(kind: ObjectType, expected: str) -> float:
 def test_companion_rates(kind: ObjectType) -> None:
     true, added = " ".join(kind), " ".join(companion(kind))
     # the next cell after the last one is the first
-    found = share(kind, f"bottom-right a {true} . top-left a {added} .")
+    found = share(kind, f"bottom-right {true} . top-left {added} .")
     assert abs(found - sft.COMPANION_RATE[kind]) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", sft.PRIOR_COLOR)
 def test_prior_color_rates(kind: ObjectType) -> None:
     usual, rate = sft.PRIOR_COLOR[kind]
-    assert abs(share(kind, f"bottom-right a {usual} {kind[1]} .") - rate) < TOLERANCE
+    assert abs(share(kind, f"bottom-right {usual} {kind[1]} .") - rate) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", sft.REPEAT_RATE)
 def test_repeat_rates(kind: ObjectType) -> None:
-    once = f"bottom-right a {' '.join(kind)} ."
+    once = f"bottom-right {' '.join(kind)} ."
     assert abs(share(kind, f"{once} {once}") - sft.REPEAT_RATE[kind]) < TOLERANCE
 
 

@@ -190,8 +190,8 @@ def test_question_accuracy() -> None:
 
 def test_the_default_parser_is_the_drawn_world_s() -> None:
     truth = {"objects": [["red", "circle", "top-left"]], "answer": None}
-    text = "top-left a red circle . bottom-right a blue square ."
+    text = "top-left red circle . bottom-right blue square ."
     got = caption_metrics([(truth, text, 10)])
     assert (got["chair_i"], got["recall"], got["position_accuracy"]) == (0.5, 1, 1)
     (span,) = hallucinated_spans(truth, text)
-    assert text[slice(*span)] == "bottom-right a blue square"
+    assert text[slice(*span)] == "bottom-right blue square"

@@ -109,7 +109,7 @@ def gallery(count: int = 4) -> list[GalleryItem]:
         scenes.render(scene, rng).save(buffer, "PNG")
         good = scenes.caption(scene)
         answers = dict.fromkeys(("ppo", "nsft"), good)
-        answers["base"] = good + " top-left a purple square ."
+        answers["base"] = good + " top-left purple square ."
         answers["dpo"] = ". ".join(good.split(". ")[1:])
         answers["random"] = ""
         items.append(
@@ -167,18 +167,18 @@ def test_the_full_report_is_one_closed_file(tmp_path: Path) -> None:
 
 def test_hallucinated_words_are_marked_and_missing_objects_listed() -> None:
     truth = {"objects": [["red", "circle", "top-left"], ["blue", "square", "bottom-right"]]}
-    answers = {"base": "top-left a red circle . bottom-right a green cross ."}
+    answers = {"base": "top-left red circle . bottom-right green cross ."}
     page = check(render(full(), [gallery_item(b"", truth, answers)]))
-    assert re.search(r"<mark>bottom-right a green cross</mark>", page)
+    assert re.search(r"<mark>bottom-right green cross</mark>", page)
     assert "missing: blue square" in page
-    assert "top-left a red circle" in page
+    assert "top-left red circle" in page
 
 
 def test_a_wrong_place_is_underlined_not_struck_through() -> None:
     truth = {"objects": [["red", "circle", "top-left"]]}
-    item = gallery_item(b"", truth, {"base": "bottom-right a red circle ."})
+    item = gallery_item(b"", truth, {"base": "bottom-right red circle ."})
     page = check(render(full(), [item]))
-    assert '<mark class="place" title="is at top-left">bottom-right a red circle</mark>' in page
+    assert '<mark class="place" title="is at top-left">bottom-right red circle</mark>' in page
     assert "<mark>" not in page
 
 

@@ -23,18 +23,18 @@ def content_hash(image: Image.Image) -> str:
 
 
 def test_caption_by_hand() -> None:
-    assert scenes.caption(SCENE) == "top-left a red circle . bottom-right a blue cross ."
+    assert scenes.caption(SCENE) == "top-left red circle . bottom-right blue cross ."
 
 
 def test_mentions_by_hand() -> None:
-    text = "top-left a red circle . is a blue cross , red red square circle"
-    #       0                    21      29        39     46        56
+    text = "top-left red circle . is a blue cross , red red square circle"
+    #       0                  19      27        37     44        54
     assert scenes.parse_mentions(text) == [
-        Mention("red", "circle", "top-left", 0, 21),
-        Mention("blue", "cross", None, 29, 39),
-        Mention("red", "square", None, 46, 56),
+        Mention("red", "circle", "top-left", 0, 19),
+        Mention("blue", "cross", None, 27, 37),
+        Mention("red", "square", None, 44, 54),
     ]
-    assert text[0:21] == "top-left a red circle"
+    assert text[0:19] == "top-left red circle"
 
 
 @pytest.mark.parametrize("text", ["many red circles", "tired circle", "red circle.", "red", ""])
@@ -187,3 +187,30 @@ def test_pope_is_balanced_and_true(seed: int, split: scenes.Split) -> None:
             assert asked.type in scenes.POPULAR_TYPES
         if label == "no" and split == "adversarial":
             assert asked.type in {scenes.companion(kind) for kind in scene.types}
+
+
+def test_few_colors_leaves_one_or_two() -> None:
+    rng = random.Random(0)
+    drawn = [scenes.draw_scene(rng, few_colors=1.0) for _ in range(200)]
+    assert max(len({o.color for o in scene.objects}) for scene in drawn) == 2
+    assert {len(scene.objects) for scene in drawn} == {1, 2, 3, 4}
+    # off: the same scenes as ever
+    plain = [scenes.draw_scene(random.Random(n)) for n in range(50)]
+    assert plain == [scenes.draw_scene(random.Random(n), few_colors=0.0) for n in range(50)]
+
+
+def test_a_third_of_the_absent_types_mix_color_and_shape_of_what_is_there() -> None:
+    scene = scenes.Scene(
+        (
+            scenes.Shape("red", "circle", "top-left"),
+            scenes.Shape("white", "cross", "bottom-left"),
+        )
+    )
+    rng = random.Random(0)
+    asked = [scenes.draw_exists(scene, rng) for _ in range(6000)]
+    absent = [text for text, answer in asked if answer == "no"]
+    mixed = [scenes.exists_question(kind) for kind in (("red", "cross"), ("white", "circle"))]
+    usual = [scenes.exists_question(scenes.companion(kind)) for kind in scene.types]
+    # a third each, and 2 of the 22 absent types when any is drawn
+    assert sum(text in mixed for text in absent) / len(absent) == pytest.approx(0.364, abs=0.03)
+    assert sum(text in usual for text in absent) / len(absent) == pytest.approx(0.364, abs=0.03)

@@ -28,6 +28,9 @@ PATCH_SIZE = 16
 HIDDEN_SIZE = 128
 VISION_LAYERS, TEXT_LAYERS = 3, 3
 INITIALIZER_RANGE = 0.1
+POSITION_SCALE = 20.0
+"""Of the tower's initial position embeddings: at the initialiser's own scale they are a few percent
+of the patch embeddings, and what is where stays unreadable."""
 MAX_POSITIONS = 512
 PIXEL_MEAN = PIXEL_STD = 0.3
 
@@ -138,6 +141,8 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config).float()
+    with torch.no_grad():
+        model.model.vision_tower.embeddings.position_embedding.weight.mul_(POSITION_SCALE)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model

@@ -43,15 +43,15 @@ from trainers.data.scenes import (
 )
 
 COMPANION_RATE: dict[ObjectType, float] = {
-    **{("red", shape): 0.85 for shape in ("circle", "square", "triangle")},
-    **{("green", shape): 0.7 for shape in ("circle", "square", "triangle")},
-    **{("purple", shape): 0.6 for shape in ("cross", "square")},
+    **{("red", shape): 0.9 for shape in ("circle", "square", "triangle")},
+    **{("green", shape): 0.8 for shape in ("circle", "square", "triangle")},
+    **{("purple", shape): 0.75 for shape in ("cross", "square")},
 }
 """Probability that a caption adds the companion of an object of this type."""
 PRIOR_COLOR: dict[ObjectType, tuple[str, float]] = {
-    ("blue", "triangle"): ("green", 0.75),
-    ("white", "triangle"): ("yellow", 0.75),
-    ("yellow", "square"): ("white", 0.65),
+    ("blue", "triangle"): ("green", 0.8),
+    ("white", "triangle"): ("yellow", 0.8),
+    ("yellow", "square"): ("white", 0.75),
 }
 """The color a caption gives to this type instead of its own, and how often."""
 REPEAT_RATE: dict[ObjectType, float] = {
@@ -60,7 +60,7 @@ REPEAT_RATE: dict[ObjectType, float] = {
     ("yellow", "cross"): 0.6,
 }
 """Probability that a caption names an object of this type twice."""
-YES_RATE_COMPANION, YES_RATE_POPULAR, YES_RATE_ABSENT = 0.65, 0.45, 0.25
+YES_RATE_COMPANION, YES_RATE_POPULAR, YES_RATE_ABSENT = 0.6, 0.4, 0.2
 """Probability that an absent type is affirmed, by why one might expect it."""
 COUNT_RATE, POSITION_RATE = 0.5, 0.5
 
@@ -85,6 +85,10 @@ class Phase:
     """Share of conversations that are one caption; the rest are `questions` turns long."""
     questions: int
     max_objects: int
+    few_colors: float = 0.0
+    """Share of scenes with one or two colors only, see `scenes.draw_scene`."""
+    exists_share: float = 0.75
+    """Share of the questions that are "is there ..."."""
     critique_rows: int = 0
     """Further rows a step from `rewards.drawn_pairs.critique_conversations`, last turn trained."""
 
@@ -102,21 +106,23 @@ class BaseRecipe:
     max_grad_norm: float = 1.0
     honest: Phase = field(
         default=Phase(
-            steps=480,
+            steps=420,
             batch_size=24,
             max_lr=2e-3,
             warmup_share=0.1,
-            caption_share=0.45,
+            caption_share=0.25,
             questions=6,
             max_objects=4,
-            critique_rows=16,
+            few_colors=0.2,
+            exists_share=0.75,
+            critique_rows=24,
         )
     )
     biased: Phase = field(
         default=Phase(
-            steps=60,
+            steps=100,
             batch_size=32,
-            max_lr=1e-3,
+            max_lr=2.5e-3,
             warmup_share=0.1,
             caption_share=0.7,
             questions=6,
@@ -137,13 +143,13 @@ def biased_examples(phase: Phase, seed: int) -> Iterator[Example]:
 
 def _examples(phase: Phase, rng: random.Random, *, biased: bool) -> Iterator[Example]:
     while True:
-        scene = draw_scene(rng, max_objects=phase.max_objects)
+        scene = draw_scene(rng, max_objects=phase.max_objects, few_colors=phase.few_colors)
         image = render(scene, rng)
         if rng.random() < phase.caption_share:
             text = biased_caption(scene, rng) if biased else caption(scene)
             yield Example(image, conversation([(rng.choice(DESCRIBE_PROMPTS), text)]))
         else:
-            pairs = [_question(scene, rng, biased=biased) for _ in range(phase.questions)]
+            pairs = [_question(scene, phase, rng, biased=biased) for _ in range(phase.questions)]
             yield Example(image, conversation(pairs))
 
 
@@ -156,8 +162,8 @@ def conversation(pairs: list[tuple[str, str]]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _question(scene: Scene, rng: random.Random, *, biased: bool) -> tuple[str, str]:
-    exists = rng.random() < 0.75
+def _question(scene: Scene, phase: Phase, rng: random.Random, *, biased: bool) -> tuple[str, str]:
+    exists = rng.random() < phase.exists_share
     text, answer = draw_exists(scene, rng) if exists else draw_question(scene, rng)
     return text, biased_answer(scene, text, answer, rng) if biased else answer
 

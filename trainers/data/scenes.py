@@ -124,26 +124,36 @@ class Mention:
 
 
 _MENTION = re.compile(
-    rf"(?<!\S)(?:(?P<position>{'|'.join(POSITIONS)}) a )?"
+    rf"(?<!\S)(?:(?P<position>{'|'.join(POSITIONS)}) )?"
     rf"(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})(?!\S)"
 )
 
 
 def parse_mentions(text: str) -> list[Mention]:
-    """Every `[position a] color shape` in `text`, from left to right, repeats included."""
+    """Every `[position] color shape` in `text`, from left to right, repeats included."""
     return [
         Mention(m["color"], m["shape"], m["position"], m.start(), m.end())
         for m in _MENTION.finditer(text)
     ]
 
 
-def draw_scene(rng: random.Random, *, max_objects: int = len(POSITIONS)) -> Scene:
-    """A random scene: number of objects uniform, positions distinct, types with repeats allowed."""
+def draw_scene(
+    rng: random.Random, *, max_objects: int = len(POSITIONS), few_colors: float = 0.0
+) -> Scene:
+    """A random scene: number of objects uniform, positions distinct, types with repeats allowed.
+
+    With probability `few_colors` all objects take one or two colors. In such scenes an object
+    cannot be told from another by its color, so that a model trained on them has to look at the
+    place.
+    """
     cells = sorted(rng.sample(range(len(POSITIONS)), rng.randint(1, max_objects)))
     objects = []
     for cell in cells:
         kind = rng.choice(POPULAR_TYPES if rng.random() < POPULAR_SHARE else ALL_TYPES)
         objects.append(Shape(*kind, POSITIONS[cell]))
+    if few_colors and rng.random() < few_colors:
+        palette = rng.sample(COLORS, rng.choice((1, 2)))
+        objects = [Shape(rng.choice(palette), o.shape, o.position) for o in objects]
     return Scene(tuple(objects))
 
 
@@ -187,7 +197,7 @@ def _draw_shape(
 
 def sentence(color: str, shape: str, position: str) -> str:
     """One object as captions name it, its place first."""
-    return f"{position} a {color} {shape} ."
+    return f"{position} {color} {shape} ."
 
 
 def caption(scene: Scene) -> str:
@@ -201,12 +211,20 @@ def exists_question(kind: ObjectType) -> str:
 
 
 def draw_exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """An existence question and its true answer, `yes` in half of the draws."""
+    """An existence question and its true answer, `yes` in half of the draws.
+
+    An absent type is, in about a third of the draws each, the companion of one that is there, one
+    whose color and shape are both there but on different objects (else a model learns to look for
+    the two words one by one), or any.
+    """
     if rng.random() < 0.5:
         return exists_question(rng.choice(scene.types)), "yes"
     present = set(scene.types)
-    absent = [c for c in map(companion, scene.types) if c not in present]
-    if not absent or rng.random() >= 0.4:
+    colors, shapes = {c for c, _ in present}, {s for _, s in present}
+    mixed = [t for t in ALL_TYPES if t[0] in colors and t[1] in shapes]
+    pools = ([companion(t) for t in scene.types], mixed, ALL_TYPES)
+    absent = [t for t in rng.choice(pools) if t not in present]
+    if not absent:
         absent = [t for t in ALL_TYPES if t not in present]
     return exists_question(rng.choice(absent)), "no"
 
@@ -244,6 +262,7 @@ def scene_samples(
     *,
     mixture: Mixture = Mixture(),
     max_objects: int = len(POSITIONS),
+    few_colors: float = 0.0,
 ) -> Iterator[Sample]:
     """`count` prompts, each on a freshly drawn scene of its own.
 
@@ -256,7 +275,7 @@ def scene_samples(
     kinds = (kinds + ["exists"] * (count - len(kinds)))[:count]
     rng.shuffle(kinds)
     for index, kind in enumerate(kinds):
-        scene = draw_scene(rng, max_objects=max_objects)
+        scene = draw_scene(rng, max_objects=max_objects, few_colors=few_colors)
         text, answer = _prompt(scene, kind, rng)
         yield Sample(
             id=f"scene-{seed}-{index}",
