@@ -277,21 +277,19 @@ class TrainActor:
             ratio = self.spec.muon_ratio or 1.0 if group.get("use_muon") else 1.0
             group["lr"] = optimisation.learning_rate * factor * ratio
         parts: list[Metrics] = []
+        sum_of_losses = torch.zeros((), device=self.device)
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
             self._engine.set_gradient_accumulation_boundary(last)
             loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
-            if not self._finite_on_all_ranks(loss):
-                raise FloatingPointError(
-                    f"{self.spec.role}: loss is {_of_some_rank(loss)} at step {self.steps + 1}; "
-                    f"lower method.learning_rate (now {optimisation.learning_rate:g}) or "
-                    "inspect the round's records"
-                )
+            sum_of_losses += loss.detach()
             # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.
             self._engine.backward(loss * (weight * self.world_size))
             if last and (self.steps == 1 or self.steps % 16 == 0):
                 # Adam's states exist from the second step on, so the first is not representative.
                 self._bytes = engine_bytes(self._engine)
+            if last:
+                self._require_finite(sum_of_losses, optimisation)
             self._engine.step()
             if weight:
                 parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
@@ -302,12 +300,21 @@ class TrainActor:
             summed["loss"] = (summed["loss"][0], 1.0)
         return summed
 
-    def _finite_on_all_ranks(self, loss: Tensor) -> bool:
-        finite = torch.isfinite(loss.detach()).float()
+    def _require_finite(self, loss: Tensor, optimisation: Optimisation) -> None:
+        """Stop before the step, on all ranks: one that stopped alone would leave the others waiting
+        in their next collective. Once a step, as ranks may differ in micro-batches.
+        """
+        finite = torch.isfinite(loss).float()
         if self.world_size > 1:
-            # A rank that stopped alone would leave the others waiting in their next collective.
             torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-        return bool(finite)
+        if not finite:
+            own = loss.item()
+            what = "not finite on another rank" if math.isfinite(own) else str(own)
+            raise FloatingPointError(
+                f"{self.spec.role}: loss is {what} at step {self.steps + 1}; lower "
+                f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
+                "round's records"
+            )
 
     def _global_totals(
         self, batches: Sequence[tuple[Batch, float]], method: LossFunction
@@ -353,11 +360,6 @@ class TrainActor:
         )
         if reward_settings is not None:
             save_score_head(module, target, reward_settings)
-
-
-def _of_some_rank(loss: Tensor) -> str:
-    own = loss.item()
-    return "not finite on another rank" if math.isfinite(own) else str(own)
 
 
 def _optimizer_config(spec: TrainSpec) -> dict[str, Any]:

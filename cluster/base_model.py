@@ -66,7 +66,7 @@ class JudgeRecipe:
     num_samples: int = 2800
     """Prompts; each gives one training pair unless its two sides tie."""
     num_held_out: int = 400
-    steps: int = 400
+    steps: int = 340
     batch_size: int = 24
     max_lr: float = 2e-3
     warmup_share: float = 0.1

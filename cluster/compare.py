@@ -45,7 +45,7 @@ BUILD_SECONDS = {
     "train honest model": 115.0,
     "train base model": 16.0,
     "draw the judge's training pairs": 18.0,
-    "train judge": 115.0,
+    "train judge": 104.0,
     "judge's accuracy on held-out pairs": 12.0,
 }
 ARM_SECONDS = {"ppo": 82.0, "dpo": 38.0, "nsft": 40.0, "sft": 32.0, "random": 36.0}

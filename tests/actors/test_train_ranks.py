@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from trainers.batch import Row
+from trainers.batch import Row, collate
 from trainers.config import DPOConfig
 from trainers.dpo import DPO
 from trainers.method import Optimisation
@@ -100,3 +100,37 @@ def test_one_rank_with_a_bad_loss_stops_all(shared_session, tiny_model, store, s
     for call in calls:
         with pytest.raises(FloatingPointError, match="policy: loss is "):
             ray.get(call, timeout=60)
+
+
+class UnequalStream:
+    """Two micro-batches a step for rank 0, one for rank 1."""
+
+    def __init__(self, groups):
+        self.groups = groups
+
+    def __call__(self, processing, rank, world):
+        assert world == 2
+        while True:
+            batches = []
+            for group in self.groups[: 2 - rank]:
+                encoded = [
+                    processing.encode(r.id, r.prompt, r.images, response_ids=r.response_ids)
+                    for r in group
+                ]
+                batches.append(collate(list(group), encoded, processing))
+            yield batches
+
+
+def test_ranks_may_differ_in_micro_batches(shared_session, tiny_model, store, samples):
+    from actors.train import TrainSpec
+    from cluster.session import Session
+
+    two = Session(num_threads=1, console=shared_session.console, num_ranks=2)
+    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
+    two.load_trainer("policy", spec)
+    group = two.trainer("policy")
+    ray.get(group.call("open_stream", UnequalStream(pairs_of(samples))), timeout=60)
+    optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=2, total_steps=3)
+    method = make_method(DPOConfig())
+    results = ray.get(group.call("train_stream", 3, method, optimisation), timeout=60)
+    assert all(np.isfinite(metrics["loss"]) for metrics in results)
