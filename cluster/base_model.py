@@ -89,13 +89,13 @@ class WorldRecipe:
         """Fewer steps: a weaker base and judge, for a look at the whole thing."""
         base, judge = BaseRecipe(), JudgeRecipe()
         return cls(
-            vision=VisionPhase(steps=120),
+            vision=VisionPhase(steps=100),
             base=replace(
                 base,
-                honest=replace(base.honest, steps=160),
+                honest=replace(base.honest, steps=120),
                 biased=replace(base.biased, steps=60),
             ),
-            judge=replace(judge, steps=100, num_samples=1000, num_held_out=150),
+            judge=replace(judge, steps=80, num_samples=800, num_held_out=150),
         )
 
     def key(self) -> str:
