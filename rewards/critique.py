@@ -116,34 +116,34 @@ def _read_item(claim: str, words: list[str], text: str) -> tuple[Finding, int]:
 
 
 def _parse_answer(words: list[str], text: str, response: str) -> Finding:
-    *subject, _, right, verdict = words if len(words) > 3 else [""] * 4
+    *subject, copied, right, verdict = words if len(words) > 3 else [""] * 4
+    kind = _answer_kind(subject, right)
+    if kind is None or copied not in (*ANSWER_WORDS, "nothing") or verdict not in ("ok", "bad"):
+        raise ValueError(f"malformed verdict {' '.join(words)!r} in {text!r}")
     said = response if response in ANSWER_WORDS else "nothing"
-    kind: FindingKind
-    if _is_type(subject) and right in ("yes", "no"):
+    if kind == "existence":
         if said not in ("yes", "no"):
             # No question "is there a red ?" may come of it, hence not of kind existence.
             return Finding(claim=said, verdict="bad", kind="text", correction=right)
-        verdicts: dict[tuple[str, str], Verdict] = {
-            ("yes", "ok"): "ok",
-            ("yes", "bad"): "missing",
-            ("no", "ok"): "absent",
-            ("no", "bad"): "bad",
-        }
-        if (right, verdict) in verdicts:
-            return Finding(claim=" ".join(subject), verdict=verdicts[right, verdict])
-    elif _is_type(subject) and right in POSITIONS:
-        kind = "relation"
-    elif len(subject) == 1 and subject[0] in POSITIONS and right in COLORS:
-        kind = "attribute"
-    elif subject[0] in PLURALS and set(subject[1:]) <= set(POSITIONS) and right in NUMBERS:
-        kind = "count"
-    else:
-        verdict = ""
+        sound, wrong = _EXISTENCE[right]
+        return Finding(claim=" ".join(subject), verdict=sound if verdict == "ok" else wrong)
     if verdict == "ok":
         return Finding(claim=right, verdict="ok", kind=kind)
-    if verdict == "bad":
-        return Finding(claim=said, verdict="bad", kind=kind, correction=right)
-    raise ValueError(f"malformed verdict {' '.join(words)!r} in {text!r}")
+    return Finding(claim=said, verdict="bad", kind=kind, correction=right)
+
+
+_EXISTENCE: dict[str, tuple[Verdict, Verdict]] = {"yes": ("ok", "missing"), "no": ("absent", "bad")}
+"""Right answer -> the finding's verdict if the response is right, and if it is wrong."""
+
+
+def _answer_kind(subject: list[str], right: str) -> FindingKind | None:
+    """What was asked; None if no question has this subject and this right answer."""
+    if _is_type(subject):
+        return "existence" if right in _EXISTENCE else "relation" if right in POSITIONS else None
+    first, *rest = subject
+    if first in POSITIONS and not rest and right in COLORS:
+        return "attribute"
+    return "count" if first in PLURALS and {*rest} <= {*POSITIONS} and right in NUMBERS else None
 
 
 def _listing(truth: dict[str, Any]) -> str:

@@ -259,7 +259,10 @@ def test_listed_objects_are_affirmed_before_the_verdict(
      "image top-left red circle . red circle two two ok", "image top-left red circle . circles ok",
      "image top-left red circle . top-left red top-left ok",
      "image top-left red circle . circles red two two ok",
-     "image top-left red circle . red circle top-left top-left again"],
+     "image top-left red circle . red circle top-left top-left again",
+     "image top-left red circle . red circle red yes again",
+     "image top-left red circle . red circle yes yes again",
+     "image top-left red circle . red circle circle yes bad"],
 )  # fmt: skip
 def test_malformed_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"malformed|than mentions"):
