@@ -1,4 +1,4 @@
-"""Two ZeRO-2 ranks take the same steps as one process, whatever the number of groups."""
+"""Two ranks take the same steps as one process, whatever the groups, and stop together."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from trainers.method import Optimisation
 from trainers.registry import make_method
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def two(shared_session):
+    """A session whose trained copies have two ranks of one thread each."""
+    from cluster.session import Session
+
+    session = Session(num_threads=1, console=shared_session.console, num_ranks=2)
+    yield session
+    session.unload("policy")
 
 
 def pairs_of(samples):
@@ -66,10 +76,7 @@ def run(session, tiny_model, store, samples, zero_stage):
     return metrics, scores, weights
 
 
-def test_two_ranks_equal_one(shared_session, tiny_model, store, samples):
-    from cluster.session import Session
-
-    two = Session(num_threads=1, console=shared_session.console, num_ranks=2)
+def test_two_ranks_equal_one(shared_session, two, tiny_model, store, samples):
     _, one_scores, one_weights = run(shared_session, tiny_model, store, samples, zero_stage=0)
     _, two_scores, two_weights = run(two, tiny_model, store, samples, zero_stage=2)
     np.testing.assert_allclose(two_scores, one_scores, atol=1e-4)
@@ -86,11 +93,9 @@ class NanOnRankOne(DPO):
         return loss * (math.nan if torch.distributed.get_rank() == 1 else 1.0), metrics
 
 
-def test_one_rank_with_a_bad_loss_stops_all(shared_session, tiny_model, store, samples):
+def test_one_rank_with_a_bad_loss_stops_all(two, tiny_model, store, samples):
     from actors.train import TrainSpec
-    from cluster.session import Session
 
-    two = Session(num_threads=1, console=shared_session.console, num_ranks=2)
     spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
     two.load_trainer("policy", spec)
     optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=4)
@@ -121,11 +126,9 @@ class UnequalStream:
             yield batches
 
 
-def test_ranks_may_differ_in_micro_batches(shared_session, tiny_model, store, samples):
+def test_ranks_may_differ_in_micro_batches(two, tiny_model, store, samples):
     from actors.train import TrainSpec
-    from cluster.session import Session
 
-    two = Session(num_threads=1, console=shared_session.console, num_ranks=2)
     spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
     two.load_trainer("policy", spec)
     group = two.trainer("policy")

@@ -87,8 +87,6 @@ class Phase:
     max_objects: int
     few_colors: float = 0.0
     """Share of scenes with one or two colors only, see `scenes.draw_scene`."""
-    exists_share: float = 0.75
-    """Share of the questions that are "is there ..."."""
     critique_rows: int = 0
     """Further rows a step from `rewards.drawn_pairs.critique_conversations`, last turn trained."""
 
@@ -114,7 +112,6 @@ class BaseRecipe:
             questions=6,
             max_objects=4,
             few_colors=0.2,
-            exists_share=0.75,
             critique_rows=24,
         )
     )
@@ -149,7 +146,7 @@ def _examples(phase: Phase, rng: random.Random, *, biased: bool) -> Iterator[Exa
             text = biased_caption(scene, rng) if biased else caption(scene)
             yield Example(image, conversation([(rng.choice(DESCRIBE_PROMPTS), text)]))
         else:
-            pairs = [_question(scene, phase, rng, biased=biased) for _ in range(phase.questions)]
+            pairs = [_question(scene, rng, biased=biased) for _ in range(phase.questions)]
             yield Example(image, conversation(pairs))
 
 
@@ -162,8 +159,8 @@ def conversation(pairs: list[tuple[str, str]]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _question(scene: Scene, phase: Phase, rng: random.Random, *, biased: bool) -> tuple[str, str]:
-    exists = rng.random() < phase.exists_share
+def _question(scene: Scene, rng: random.Random, *, biased: bool) -> tuple[str, str]:
+    exists = rng.random() < 0.75
     text, answer = draw_exists(scene, rng) if exists else draw_question(scene, rng)
     return text, biased_answer(scene, text, answer, rng) if biased else answer
 
