@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.extensions import load_extensions
 from actors.memory import engine_bytes, storage_bytes
 from actors.modules import (
     CriticModule,
@@ -111,6 +112,7 @@ class TrainActor:
         )
         import deepspeed
 
+        load_extensions()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(backend, verbose=False)
 

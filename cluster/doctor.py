@@ -15,6 +15,7 @@ from cluster.machine import (
     SUBPROCESS_SECONDS,
     Check,
     check_cache,
+    check_compiler,
     check_cores,
     check_gpu,
     check_loopback,
@@ -42,6 +43,7 @@ def checks(cache: Path | None = None) -> list[Check]:
         check_memory(),
         check_open_files(),
         check_cores(),
+        check_compiler(),
         check_loopback(),
         check_cache(cache or Path(".cache")),
     ]

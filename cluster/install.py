@@ -233,6 +233,8 @@ def install(env: Environment, plan: Plan) -> None:
         )
         env.step("torchvision hook", "-m", "cluster.torchvision_hook")
     env.step("try the imports", "-c", "import torch, torchvision, transformers")
+    build = "from actors.extensions import load_extensions as load; load()"
+    env.step("compile DeepSpeed's collectives", "-c", build)
 
 
 def main(arguments: list[str] | None = None) -> int:

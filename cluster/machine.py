@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -191,6 +192,19 @@ def check_cores() -> Check:
         good=count >= 2,
         remedy="works, but slowly: two are the minimum",
         bad="warn",
+    )
+
+
+def check_compiler() -> Check:
+    """A C++ compiler and Python's headers: DeepSpeed compiles its collectives once."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    headers = (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    found = compiler or "none"
+    return grade(
+        "C++ compiler",
+        found if headers else f"{found}, without Python.h",
+        good=bool(compiler) and headers,
+        remedy="on Debian and Ubuntu: apt install g++ python3-dev",
     )
 
 

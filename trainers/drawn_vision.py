@@ -1,8 +1,7 @@
 """Pretraining of the built-in model's vision tower: every patch learns to name what its cell holds.
 
-A real VLM's tower comes pretrained; this one's does too, here and in seconds. Without it the
-language model has to teach the tower shapes through captions, and after several hundred steps still
-gives one object the shape of another of the same color.
+A real VLM's tower comes pretrained; this one's does too, here and in seconds, and can then stay
+frozen while the language model learns to read it.
 """
 
 from __future__ import annotations

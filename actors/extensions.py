@@ -1,0 +1,56 @@
+"""DeepSpeed's compiled extensions, built so that a killed process cannot stop later ones.
+
+PyTorch guards such a build with a file that exists while it is held, and waits for as long as the
+file is there: a process killed in that moment makes every later one wait for ever. Here the
+builds have a folder of their own, under a lock that the system frees with its holder, so that a
+file found while holding it is a dead process's, and can go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def load_extensions() -> None:
+    """Build what DeepSpeed's collectives need, or load what an earlier process built.
+
+    DeepSpeed keeps what a process has loaded, so its own loading builds nothing afterwards.
+    Compiles for some 20 s where nothing is built yet. `TORCH_EXTENSIONS_DIR` names another folder
+    than `~/.cache/torch_extensions`.
+    """
+    import deepspeed
+    import torch
+    from deepspeed.comm.torch import build_shm_op
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions"
+    # One folder per environment: sources at another place would be compiled again at every change.
+    environment = f"{deepspeed.__file__} {deepspeed.__version__} {torch.__version__}"
+    name = hashlib.sha256(environment.encode()).hexdigest()[:12]
+    folder = Path(root).expanduser() / "quartet" / name
+    with build_folder(folder):
+        # Only for the build: what else the process compiles keeps its place.
+        previous = os.environ.get("TORCH_EXTENSIONS_DIR")
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+        try:
+            build_shm_op()
+        finally:
+            if previous is None:
+                del os.environ["TORCH_EXTENSIONS_DIR"]
+            else:
+                os.environ["TORCH_EXTENSIONS_DIR"] = previous
+
+
+@contextmanager
+def build_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` alone, without the lock files of dead processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for stale in folder.glob("*/lock"):
+            stale.unlink()
+        yield
