@@ -16,7 +16,7 @@ from rewards.losses import critique_reward_loss
 from trainers.batch import Batch, Row, collate
 from trainers.data.drawn_model import encode_images
 from trainers.data.drawn_sft import Example, Phase, biased_examples, honest_examples
-from trainers.data.processing import Processing
+from trainers.data.processing import Encoded, Processing
 from trainers.data.records import Turn
 from trainers.losses import Metrics
 from trainers.method import Outputs
@@ -26,8 +26,8 @@ from trainers.method import Outputs
 class DrawnConversations:
     """Freshly drawn scenes with true (honest) or faulty (biased) conversations, endless.
 
-    A minibatch comes as up to three micro-batches of similar length (captions, questions,
-    critiques): padding them to one length would cost half as much again.
+    A minibatch comes as up to four micro-batches of similar length (captions, questions, short
+    critiques, long ones): padding them to one length would cost half as much again.
     """
 
     phase: Phase
@@ -47,8 +47,10 @@ class DrawnConversations:
             captions = [item for item in drawn if len(item.turns) == 2]
             questions = [item for item in drawn if len(item.turns) > 2]
             checks = list(islice(critiques, phase.critique_rows // world))
+            checks.sort(key=lambda item: len(item.turns[-1].text))
+            half = len(checks) // 2
             # Of a critique conversation only the critique is learned: the response is wrong.
-            parts = ((captions, 0), (questions, 0), (checks, 3))
+            parts = ((captions, 0), (questions, 0), (checks[:half], 3), (checks[half:], 3))
             yield [_drawn_batch(part, skip, processing) for part, skip in parts if part]
 
 
@@ -95,17 +97,17 @@ class CritiquePairs:
         while True:
             rng.shuffle(order)
             for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
-                rows: list[Row] = []
+                pairs = []
                 for index in order[start : start + self.batch_size][rank::world]:
                     silent = rng.random() < self.critique_dropout
-                    rows += self._rows(self.examples[index], silent)
-                encoded = [
-                    processing.encode(
-                        r.id, r.prompt, r.images, response_ids=r.response_ids, turns=r.turns
-                    )
-                    for r in rows
+                    rows = self._rows(self.examples[index], silent)
+                    pairs.append([(row, _encode(row, processing)) for row in rows])
+                # Pairs of similar length share a micro-batch: less padding.
+                pairs.sort(key=lambda pair: max(len(item.input_ids) for _, item in pair))
+                third = -(-len(pairs) // 3)
+                yield [
+                    _collate(pairs[i : i + third], processing) for i in range(0, len(pairs), third)
                 ]
-                yield [collate(rows, encoded, processing)]
 
     def _rows(self, example: PreferenceExample, silent: bool) -> list[Row]:
         sides = (
@@ -122,6 +124,17 @@ class CritiquePairs:
             )
             for text, critique in sides
         ]
+
+
+def _encode(row: Row, processing: Processing) -> Encoded:
+    return processing.encode(
+        row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
+    )
+
+
+def _collate(pairs: Sequence[list[tuple[Row, Encoded]]], processing: Processing) -> Batch:
+    rows, encoded = zip(*(item for pair in pairs for item in pair), strict=True)
+    return collate(rows, encoded, processing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class JudgeRecipe:
     """How the built-in critique model is trained."""
 
     request: str = CRITIQUE_REQUEST
-    max_critique_tokens: int = 72
+    max_critique_tokens: int = 80
     num_samples: int = 2800
     """Prompts; each gives one training pair unless its two sides tie."""
     num_held_out: int = 400
@@ -270,6 +270,7 @@ def _train_judge(
         model_dir=str(folder / "honest"),
         image_root=str(store.root),
         betas=betas,
+        frozen=("vision_tower",),
     )
     ray.get(ranks.call("load", spec))
     stream = CritiquePairs(

@@ -1,21 +1,24 @@
 """Critiques of the drawn world: written from ground truth, parsed from a judge's text.
 
 A critique reasons before it judges: for every mention in a caption, in order, it repeats the claim,
-says what is really at that place, and then gives its verdict; before it judges an answer it lists
-what is in the image and says what the answer should have been. So every verdict compares words that
-stand side by side, which a model of a million parameters learns in minutes; comparing with words a
-sentence away it did not. Grammar, one space between words:
+says what is really at that place, and gives its verdict, on the color first; before it judges an
+answer it lists what is in the image, then repeats the claim and says what is right. So every word
+follows from the one just written and one a few words before, which a model of a million parameters
+learns in minutes; comparing with words a sentence away, or two earlier words, it did not.
+Grammar, one space between words:
 
     critique := item (" " item)* | "image" (" " POSITION COLOR SHAPE)+ " . " answer
-    item     := POSITION CLAIM TRUTH ("ok" | "bad" | "again")    "again": claimed before
+    item     := POSITION CLAIM COLOR SAME SHAPE ("ok" | "bad" | "again")    "again": claimed before
+              | POSITION CLAIM "nothing no there bad"
               | "nowhere" CLAIM "bad"           a mention without a place
               | "missing" POSITION COLOR SHAPE  a place with an object that no mention is about
     CLAIM    := COLOR SHAPE
-    TRUTH    := COLOR SHAPE | "nothing there"
-    answer   := subject SAID RIGHT ("ok" | "bad")
-    subject  := COLOR SHAPE                     of "is there a ... ?" and "where is the ... ?"
+    SAME     := "yes" | "no"                    whether the color is the claimed one
+    answer   := asked SAID asked found RIGHT ("ok" | "bad")
+    asked    := COLOR SHAPE                     of "is there a ... ?" and "where is the ... ?"
               | POSITION                        of "what color is the SHAPE at POSITION ?"
-              | SHAPES (" " POSITION)*          of "how many SHAPES are there ?": where they are
+              | SHAPES                          of "how many SHAPES are there ?"
+    found    := POSITION*                       only of "how many": where they are
     SAID     := the answer, or "nothing" for a response that is not one word of this world
     RIGHT    := the answer that was right
 
@@ -102,22 +105,27 @@ def _read_item(claim: str, words: list[str], text: str) -> tuple[Finding, int]:
     """The item on `claim` at the start of `words`, and how many words it takes."""
     if words[0] == "nowhere" and _is_type(words[1:3]) and words[3:4] == ["bad"]:
         return Finding(claim=claim, verdict="bad", kind="relation"), 4
-    place, truth, verdict = words[0], words[3:5], words[5:6]
+    place, truth, verdicts = words[0], words[3:7:2], words[4:7:2]
     if place in POSITIONS and _is_type(words[1:3]):
-        if truth == ["nothing", "there"] and verdict == ["bad"]:
-            return Finding(claim=claim, verdict="bad"), 6
-        if _is_type(truth) and verdict == ["ok"]:
-            return Finding(claim=claim, verdict="ok"), 6
-        if _is_type(truth) and verdict == ["again"]:
-            return Finding(claim=claim, verdict="bad", kind="count"), 6
-        if _is_type(truth) and verdict == ["bad"]:
-            return Finding(claim=claim, verdict="bad", correction=" ".join(truth)), 6
+        if truth == ["nothing", "there"] and verdicts == ["no", "bad"]:
+            return Finding(claim=claim, verdict="bad"), 7
+        if _is_type(truth) and verdicts == ["yes", "ok"]:
+            return Finding(claim=claim, verdict="ok"), 7
+        if _is_type(truth) and verdicts == ["yes", "again"]:
+            return Finding(claim=claim, verdict="bad", kind="count"), 7
+        if _is_type(truth) and verdicts in (["yes", "bad"], ["no", "bad"]):
+            return Finding(claim=claim, verdict="bad", correction=" ".join(truth)), 7
     raise ValueError(f"malformed critique at {' '.join(words[:6])!r} in {text!r}")
 
 
 def _parse_answer(words: list[str], text: str, response: str) -> Finding:
-    *subject, copied, right, verdict = words if len(words) > 3 else [""] * 4
-    kind = _answer_kind(subject, right)
+    length = 2 if _is_type(words[:2]) else 1
+    asked, copied, (*subject, right, verdict) = (
+        (words[:length], words[length], words[length + 1 :])
+        if len(words) > 2 * length + 2
+        else ([], "", ["", "", ""])
+    )
+    kind = _answer_kind(subject, right) if subject[:length] == asked else None
     if kind is None or copied not in (*ANSWER_WORDS, "nothing") or verdict not in ("ok", "bad"):
         raise ValueError(f"malformed verdict {' '.join(words)!r} in {text!r}")
     said = response if response in ANSWER_WORDS else "nothing"
@@ -138,6 +146,8 @@ _EXISTENCE: dict[str, tuple[Verdict, Verdict]] = {"yes": ("ok", "missing"), "no"
 
 def _answer_kind(subject: list[str], right: str) -> FindingKind | None:
     """What was asked; None if no question has this subject and this right answer."""
+    if not subject:
+        return None
     if _is_type(subject):
         return "existence" if right in _EXISTENCE else "relation" if right in POSITIONS else None
     first, *rest = subject
@@ -164,8 +174,10 @@ def _caption_critique(truth: dict[str, Any], response: str) -> str:
             continue
         mentioned.add(place)
         found = there.get(place)
+        color, shape = found or ("nothing", "there")
+        same = "yes" if color == mention.color else "no"
         verdict = "bad" if found != mention.type else "again" if place in right else "ok"
-        items.append(f"{place} {claim} {' '.join(found or ('nothing', 'there'))} {verdict}")
+        items.append(f"{place} {claim} {color} {same} {shape} {verdict}")
         if found == mention.type:
             right.add(place)
     for color, shape, position in truth["objects"]:  # in reading order
@@ -176,12 +188,14 @@ def _caption_critique(truth: dict[str, Any], response: str) -> str:
 
 def _answer(truth: dict[str, Any], prompt_text: str, response: str) -> str:
     right = truth["answer"]
-    asked = parse_mentions(prompt_text)
-    if asked:
-        subject = [*asked[0].type]
+    mentions = parse_mentions(prompt_text)
+    found: list[str] = []
+    if mentions:
+        asked = [*mentions[0].type]
     else:
         names = POSITIONS if right in COLORS else PLURALS
-        subject = [word for word in prompt_text.split() if word in names]
-        subject += [place for _, shape, place in truth["objects"] if plural(shape) in subject]
+        asked = [word for word in prompt_text.split() if word in names]
+        found = [place for _, shape, place in truth["objects"] if plural(shape) in asked]
     said = response if response in ANSWER_WORDS else "nothing"
-    return " ".join([*subject, said, right, "ok" if response == right else "bad"])
+    verdict = "ok" if response == right else "bad"
+    return " ".join([*asked, said, *asked, *found, right, verdict])

@@ -98,6 +98,7 @@ class NSFTConfig(OptimisationConfig):
 
     name: Literal["nsft"] = "nsft"
     learning_rate: float = Field(default=1e-4, gt=0)
+    minibatch_size: int = Field(default=16, ge=1)
     chosen_coef: float = Field(default=1.0, ge=0)
     correction_coef: float = Field(default=1.0, ge=0)
     pairs: PairsConfig = PairsConfig()
@@ -109,6 +110,7 @@ class SFTConfig(OptimisationConfig):
 
     name: Literal["sft"] = "sft"
     learning_rate: float = Field(default=1e-4, gt=0)
+    minibatch_size: int = Field(default=16, ge=1)
     pairs: PairsConfig = PairsConfig()
 
 

@@ -37,7 +37,7 @@ CLASSES = (len(COLORS) + 1, len(SHAPES) + 1, len(POSITIONS))
 class VisionPhase:
     """AdamW on freshly drawn scenes, one-cycle schedule."""
 
-    steps: int = 200
+    steps: int = 160
     batch_size: int = 64
     max_lr: float = 4e-3
     warmup_share: float = 0.1

@@ -30,3 +30,10 @@ def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path):
 
 def test_loopback_works_here():
     assert machine.check_loopback().status == "ok"
+
+
+def test_a_missing_compiler_fails(monkeypatch):
+    assert machine.check_compiler().status == "ok"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check = machine.check_compiler()
+    assert check.status == "fail" and "g++" in check.remedy

@@ -34,8 +34,8 @@ SCENE = Scene(
 )
 LISTING = "image top-left red circle bottom-left red circle bottom-right green cross . "
 REST_SAID = "bottom-left red circle . bottom-right green cross ."
-TOP_LEFT = "top-left red circle red circle ok "
-REST = "bottom-left red circle red circle ok bottom-right green cross green cross ok"
+TOP_LEFT = "top-left red circle red yes circle ok "
+REST = "bottom-left red circle red yes circle ok bottom-right green cross green yes cross ok"
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ REST = "bottom-left red circle red circle ok bottom-right green cross green cros
         (
             "bottom-right green cross . bottom-left red circle . top-left red circle .",
             (
-                "bottom-right green cross green cross ok bottom-left red circle red circle ok "
-                "top-left red circle red circle ok"
+                "bottom-right green cross green yes cross ok "
+                "bottom-left red circle red yes circle ok top-left red circle red yes circle ok"
             ),
             0,
         ),
@@ -55,34 +55,35 @@ REST = "bottom-left red circle red circle ok bottom-right green cross green cros
         (
             "top-left blue square . top-right white cross . bottom-left red circle .",
             (
-                "top-left blue square red circle bad top-right white cross nothing there bad "
-                "bottom-left red circle red circle ok missing bottom-right green cross"
+                "top-left blue square red no circle bad "
+                "top-right white cross nothing no there bad "
+                "bottom-left red circle red yes circle ok missing bottom-right green cross"
             ),
             -3,
         ),
         (
             f"top-left red circle . top-left red circle . {REST_SAID}",
-            f"{TOP_LEFT}top-left red circle red circle again {REST}",
+            f"{TOP_LEFT}top-left red circle red yes circle again {REST}",
             -1,
         ),
         # a place named twice, rightly once: the wrong claim counts, nothing is missing
         (
             f"top-left blue square . top-left red circle . {REST_SAID}",
-            f"top-left blue square red circle bad {TOP_LEFT}{REST}",
+            f"top-left blue square red no circle bad {TOP_LEFT}{REST}",
             -1,
         ),
         # what is wrong the first time is wrong the second time too, not "again"
         (
             f"top-left blue square . top-left blue square . {REST_SAID}",
-            f"{'top-left blue square red circle bad ' * 2}{REST}",
+            f"{'top-left blue square red no circle bad ' * 2}{REST}",
             -2,
         ),
         # both are in the image, but each at the other's place
         (
             "top-left green cross . bottom-left red circle . bottom-right red circle .",
             (
-                "top-left green cross red circle bad bottom-left red circle red circle ok "
-                "bottom-right red circle green cross bad"
+                "top-left green cross red no circle bad bottom-left red circle red yes circle ok "
+                "bottom-right red circle green no cross bad"
             ),
             -2,
         ),
@@ -111,12 +112,12 @@ def test_captions_by_hand(response: str, critique: str, score: float) -> None:
 @pytest.mark.parametrize(
     ("asked", "answer", "response", "verdict", "score"),
     [
-        ("red circle", "yes", "yes", "red circle yes yes ok", 0),
-        ("blue square", "no", "yes", "blue square yes no bad", -1),
-        ("red circle", "yes", "no", "red circle no yes bad", -1),
-        ("blue square", "no", "no", "blue square no no ok", 0),
-        ("blue square", "no", "yes yes", "blue square nothing no bad", -1),
-        ("red circle", "yes", "red", "red circle red yes bad", -1),
+        ("red circle", "yes", "yes", "red circle yes red circle yes ok", 0),
+        ("blue square", "no", "yes", "blue square yes blue square no bad", -1),
+        ("red circle", "yes", "no", "red circle no red circle yes bad", -1),
+        ("blue square", "no", "no", "blue square no blue square no ok", 0),
+        ("blue square", "no", "yes yes", "blue square nothing blue square no bad", -1),
+        ("red circle", "yes", "red", "red circle red red circle yes bad", -1),
     ],
 )
 def test_exists_by_hand(asked: str, answer: str, response: str, verdict: str, score: float) -> None:
@@ -128,20 +129,25 @@ def test_exists_by_hand(asked: str, answer: str, response: str, verdict: str, sc
 @pytest.mark.parametrize(
     ("question", "answer", "response", "verdict"),
     [
-        ("how many circles are there ?", "two", "two", "circles top-left bottom-left two two ok"),
-        ("how many crosses are there ?", "one", "two", "crosses bottom-right two one bad"),
-        ("how many squares are there ?", "zero", "a cross", "squares nothing zero bad"),
+        (
+            "how many circles are there ?",
+            "two",
+            "two",
+            "circles two circles top-left bottom-left two ok",
+        ),
+        ("how many crosses are there ?", "one", "two", "crosses two crosses bottom-right one bad"),
+        ("how many squares are there ?", "zero", "a cross", "squares nothing squares zero bad"),
         (
             "where is the green cross ?",
             "bottom-right",
             "top-left",
-            "green cross top-left bottom-right bad",
+            "green cross top-left green cross bottom-right bad",
         ),
         (
             "what color is the cross at bottom-right ?",
             "green",
             "green",
-            "bottom-right green green ok",
+            "bottom-right green bottom-right green ok",
         ),
     ],
 )
@@ -153,19 +159,19 @@ def test_questions_by_hand(question: str, answer: str, response: str, verdict: s
 @pytest.mark.parametrize(
     ("item", "finding"),
     [
-        ("top-left red circle red circle ok", Finding(claim="red circle", verdict="ok")),
+        ("top-left red circle red yes circle ok", Finding(claim="red circle", verdict="ok")),
         (
-            "top-left red circle blue square bad",
+            "top-left red circle blue no square bad",
             Finding(claim="red circle", verdict="bad", correction="blue square"),
         ),
         # miscopied by the judge: still about the first mention
         (
-            "top-left blue circle blue square bad",
+            "top-left blue circle blue yes square bad",
             Finding(claim="red circle", verdict="bad", correction="blue square"),
         ),
-        ("top-left red circle nothing there bad", Finding(claim="red circle", verdict="bad")),
+        ("top-left red circle nothing no there bad", Finding(claim="red circle", verdict="bad")),
         (
-            "top-left red circle red circle again",
+            "top-left red circle red yes circle again",
             Finding(claim="red circle", verdict="bad", kind="count"),
         ),
         ("nowhere red circle bad", Finding(claim="red circle", verdict="bad", kind="relation")),
@@ -175,7 +181,7 @@ def test_the_nth_item_is_about_the_nth_mention(item: str, finding: Finding) -> N
     assert parse_critique(item, "top-left red circle .") == (finding,)
     first = Finding(claim="white cross", verdict="ok")
     last = Finding(claim="green cross", verdict="missing")
-    text = f"top-right white cross white cross ok {item} missing bottom-left green cross"
+    text = f"top-right white cross white yes cross ok {item} missing bottom-left green cross"
     response = "top-right white cross . top-left red circle ."
     assert parse_critique(text, response) == (first, finding, last)
 
@@ -183,9 +189,9 @@ def test_the_nth_item_is_about_the_nth_mention(item: str, finding: Finding) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("top-left red circle red circle ok", "fewer items than mentions"),
+        ("top-left red circle red yes circle ok", "fewer items than mentions"),
         ("missing top-left red circle", "fewer items than mentions"),
-        ("top-left red circle red circle ok " * 3, "more items than mentions"),
+        ("top-left red circle red yes circle ok " * 3, "more items than mentions"),
     ],
 )
 def test_one_item_per_mention(text: str, message: str) -> None:
@@ -196,39 +202,39 @@ def test_one_item_per_mention(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("response", "verdict", "finding"),
     [
-        ("yes", "red circle yes yes ok", Finding(claim="red circle", verdict="ok")),
-        ("yes", "red circle yes no bad", Finding(claim="red circle", verdict="bad")),
-        ("no", "red circle no yes bad", Finding(claim="red circle", verdict="missing")),
-        ("no", "red circle no no ok", Finding(claim="red circle", verdict="absent")),
+        ("yes", "red circle yes red circle yes ok", Finding(claim="red circle", verdict="ok")),
+        ("yes", "red circle yes red circle no bad", Finding(claim="red circle", verdict="bad")),
+        ("no", "red circle no red circle yes bad", Finding(claim="red circle", verdict="missing")),
+        ("no", "red circle no red circle no ok", Finding(claim="red circle", verdict="absent")),
         (
             "two",
-            "circles top-left bottom-left two two ok",
+            "circles two circles top-left bottom-left two ok",
             Finding(claim="two", verdict="ok", kind="count"),
         ),
         (
             "two",
-            "circles top-left two one bad",
+            "circles two circles top-left one bad",
             Finding(claim="two", verdict="bad", kind="count", correction="one"),
         ),
         (
             "red",
-            "top-left red blue bad",
+            "top-left red top-left blue bad",
             Finding(claim="red", verdict="bad", kind="attribute", correction="blue"),
         ),
         (
             "who knows",
-            "red circle nothing top-left bad",
+            "red circle nothing red circle top-left bad",
             Finding(claim="nothing", verdict="bad", kind="relation", correction="top-left"),
         ),
         # no question "is there a red ?" may come of these, hence not of kind existence
         (
             "red",
-            "red circle red yes bad",
+            "red circle red red circle yes bad",
             Finding(claim="red", verdict="bad", kind="text", correction="yes"),
         ),
         (
             "who knows",
-            "red circle nothing no bad",
+            "red circle nothing red circle no bad",
             Finding(claim="nothing", verdict="bad", kind="text", correction="no"),
         ),
     ],
@@ -244,25 +250,33 @@ def test_listed_objects_are_affirmed_before_the_verdict(
 @pytest.mark.parametrize(
     "text",
     ["", "red circle ok", "red circle top-left red circle ok", "top-left ok", "top-left red circle",
-     "top-left red circle nothing there ok", "top-left red circle nothing bad",
+     "top-left red circle nothing yes there bad", "top-left red circle nothing no there ok",
+     "top-left red circle nothing bad",
      "top-left red circle blue ok", "left red circle red circle ok",
-     "top-left red circle red circle", "top-left red circle red circle missing",
-     "nowhere red circle ok", "nowhere bad", "two two ok", "red circle no no ok",
-     "top-left red circle red circle ok red",
-     "top-left red circle red circle ok missing red circle",
-     "top-left red circle red circle ok missing red",
-     "top-left red circle red circle ok missing top-left red circle top-left",
-     "image", "image .", "image . red circle yes yes ok",
-     "image red circle . red circle yes yes ok",
-     "image top-left red circle red circle yes yes ok", "image top-left red circle .",
+     "top-left red circle red circle", "top-left red circle red yes circle",
+     "top-left red circle red yes circle ok bad", "top-left red circle red again circle ok",
+     "top-left red circle red no circle ok",
+     "top-left red circle red no circle again", "top-left red circle red circle ok",
+     "top-left red circle red circle missing",
+     "nowhere red circle ok", "nowhere bad", "two two ok", "red circle no red circle no ok",
+     "top-left red circle red yes circle ok red",
+     "top-left red circle red yes circle ok missing red circle",
+     "top-left red circle red yes circle ok missing red",
+     "top-left red circle red yes circle ok missing top-left red circle top-left",
+     "image", "image .", "image . red circle yes red circle yes ok",
+     "image red circle . red circle yes red circle yes ok",
+     "image top-left red circle red circle yes red circle yes ok", "image top-left red circle .",
      "image top-left red circle . two bad", "image top-left red circle . two two ok",
-     "image top-left red circle . red circle two two ok", "image top-left red circle . circles ok",
-     "image top-left red circle . top-left red top-left ok",
-     "image top-left red circle . circles red two two ok",
-     "image top-left red circle . red circle top-left top-left again",
-     "image top-left red circle . red circle red yes again",
-     "image top-left red circle . red circle yes yes again",
-     "image top-left red circle . red circle circle yes bad"],
+     "image top-left red circle . red circle two red circle two ok",
+     "image top-left red circle . circles ok",
+     "image top-left red circle . top-left red top-left top-left ok",
+     "image top-left red circle . red circle yes blue circle yes ok",
+     "image top-left red circle . top-left red bottom-left red ok",
+     "image top-left red circle . circles two circles red two ok",
+     "image top-left red circle . red circle top-left red circle top-left again",
+     "image top-left red circle . red circle red red circle yes again",
+     "image top-left red circle . red circle yes red circle yes again",
+     "image top-left red circle . red circle circle red circle yes bad"],
 )  # fmt: skip
 def test_malformed_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"malformed|than mentions"):
@@ -318,8 +332,9 @@ def test_a_critique_says_what_is_there_at_every_place() -> None:
     for scene in itertools.islice(iter(lambda: draw_scene(rng), None), 100):
         critique = write_critique(scene.truth(), "describe", "", biased_caption(scene, rng)).text
         for item in scene.objects:
-            place, what = item.position, " ".join(item.type)
-            pattern = rf"{place} \w+ \w+ {what} (ok|bad|again)|missing {place} {what}"
+            place, color, shape = item.position, item.color, item.shape
+            named = rf"{place} \w+ \w+ {color} (yes|no) {shape} (ok|bad|again)"
+            pattern = rf"{named}|missing {place} {color} {shape}"
             assert re.search(pattern, critique)
 
 

@@ -104,7 +104,7 @@ class BaseRecipe:
     max_grad_norm: float = 1.0
     honest: Phase = field(
         default=Phase(
-            steps=420,
+            steps=480,
             batch_size=24,
             max_lr=2e-3,
             warmup_share=0.1,
