@@ -2,9 +2,10 @@
 
 A critique reasons before it judges: for every mention in a caption, in order, it repeats the claim,
 says what is really at that place, and gives its verdict, on the color first; before it judges an
-answer it lists what is in the image, then repeats the claim and says what is right. So every word
+answer it lists what is in the image and says what the answer should have been. So every word
 follows from the one just written and one a few words before, which a model of a million parameters
-learns in minutes; comparing with words a sentence away, or two earlier words, it did not.
+learns in minutes; comparing with words a sentence away, or two earlier words, it did not. A right
+"yes" or "no" comes one word after what was asked, as in the question itself, which it helps learn.
 Grammar, one space between words:
 
     critique := item (" " item)* | "image" (" " POSITION COLOR SHAPE)+ " . " answer
@@ -14,8 +15,9 @@ Grammar, one space between words:
               | "missing" POSITION COLOR SHAPE  a place with an object that no mention is about
     CLAIM    := COLOR SHAPE
     SAME     := "yes" | "no"                    whether the color is the claimed one
-    answer   := asked SAID asked found RIGHT ("ok" | "bad")
-    asked    := COLOR SHAPE                     of "is there a ... ?" and "where is the ... ?"
+    answer   := COLOR SHAPE SAID RIGHT ("ok" | "bad")           of "is there a COLOR SHAPE ?"
+              | asked SAID asked found RIGHT ("ok" | "bad")     of other questions
+    asked    := COLOR SHAPE                     of "where is the ... ?"
               | POSITION                        of "what color is the SHAPE at POSITION ?"
               | SHAPES                          of "how many SHAPES are there ?"
     found    := POSITION*                       only of "how many": where they are
@@ -120,13 +122,17 @@ def _read_item(claim: str, words: list[str], text: str) -> tuple[Finding, int]:
 
 def _parse_answer(words: list[str], text: str, response: str) -> Finding:
     length = 2 if _is_type(words[:2]) else 1
-    asked, copied, (*subject, right, verdict) = (
-        (words[:length], words[length], words[length + 1 :])
-        if len(words) > 2 * length + 2
-        else ([], "", ["", "", ""])
-    )
-    kind = _answer_kind(subject, right) if subject[:length] == asked else None
-    if kind is None or copied not in (*ANSWER_WORDS, "nothing") or verdict not in ("ok", "bad"):
+    asked, rest = words[:length], words[length:]
+    copied, *subject, right, verdict = rest if len(rest) > 2 else [""] * 3
+    kind = _answer_kind(subject or asked, right)
+    # Only for yes or no is what was asked not repeated.
+    repeated = [] if kind == "existence" else asked
+    if (
+        kind is None
+        or subject[:length] != repeated
+        or copied not in (*ANSWER_WORDS, "nothing")
+        or verdict not in ("ok", "bad")
+    ):
         raise ValueError(f"malformed verdict {' '.join(words)!r} in {text!r}")
     said = response if response in ANSWER_WORDS else "nothing"
     if kind == "existence":
@@ -134,7 +140,7 @@ def _parse_answer(words: list[str], text: str, response: str) -> Finding:
             # No question "is there a red ?" may come of it, hence not of kind existence.
             return Finding(claim=said, verdict="bad", kind="text", correction=right)
         sound, wrong = _EXISTENCE[right]
-        return Finding(claim=" ".join(subject), verdict=sound if verdict == "ok" else wrong)
+        return Finding(claim=" ".join(asked), verdict=sound if verdict == "ok" else wrong)
     if verdict == "ok":
         return Finding(claim=right, verdict="ok", kind=kind)
     return Finding(claim=said, verdict="bad", kind=kind, correction=right)
@@ -198,4 +204,5 @@ def _answer(truth: dict[str, Any], prompt_text: str, response: str) -> str:
         found = [place for _, shape, place in truth["objects"] if plural(shape) in asked]
     said = response if response in ANSWER_WORDS else "nothing"
     verdict = "ok" if response == right else "bad"
-    return " ".join([*asked, said, *asked, *found, right, verdict])
+    repeated = [] if right in _EXISTENCE else [*asked, *found]
+    return " ".join([*asked, said, *repeated, right, verdict])
