@@ -20,8 +20,8 @@ def load_extensions() -> None:
     """Build what DeepSpeed's collectives need, or load what an earlier process built.
 
     DeepSpeed keeps what a process has loaded, so its own loading builds nothing afterwards.
-    Compiles for some 20 s where nothing is built yet. `TORCH_EXTENSIONS_DIR` names another folder
-    than `~/.cache/torch_extensions`.
+    Compiles for half a minute or more where nothing is built yet. `TORCH_EXTENSIONS_DIR` names
+    another folder than `~/.cache/torch_extensions`.
     """
     import deepspeed
     import torch
