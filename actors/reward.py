@@ -18,7 +18,7 @@ from actors.memory import storage_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
 from rewards.base import Judge, JudgeItem, Judgement
 from rewards.critique import parse_critique
-from trainers.batch import Row, collate
+from trainers.batch import Row, collate, encode_row
 from trainers.data.errors import UserError
 from trainers.data.records import Critique, Sample, Turn
 
@@ -126,11 +126,7 @@ class CritiqueJudge:
     @torch.no_grad()
     def score(self, rows: Sequence[Row]) -> list[float]:
         """Scores of evaluator prompts with their critiques; one forward each."""
-        encode = self.processing.encode
-        encoded = [
-            encode(r.id, r.prompt, r.images, response_ids=r.response_ids, turns=r.turns)
-            for r in rows
-        ]
+        encoded = [encode_row(row, self.processing) for row in rows]
         order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
         scores = [0.0] * len(rows)
         for start in range(0, len(order), self.batch_size):

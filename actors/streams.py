@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.reward import evaluator_turns
 from rewards.drawn_pairs import PreferenceExample, critique_conversations
 from rewards.losses import critique_reward_loss
-from trainers.batch import Batch, Row, collate
+from trainers.batch import Batch, Row, collate, encode_row
 from trainers.data.drawn_model import encode_images
 from trainers.data.drawn_sft import Example, Phase, biased_examples, honest_examples
 from trainers.data.processing import Encoded, Processing
@@ -101,7 +101,7 @@ class CritiquePairs:
                 for index in order[start : start + self.batch_size][rank::world]:
                     silent = rng.random() < self.critique_dropout
                     rows = self._rows(self.examples[index], silent)
-                    pairs.append([(row, _encode(row, processing)) for row in rows])
+                    pairs.append([(row, encode_row(row, processing)) for row in rows])
                 # Pairs of similar length share a micro-batch: less padding.
                 pairs.sort(key=lambda pair: max(len(item.input_ids) for _, item in pair))
                 third = -(-len(pairs) // 3)
@@ -124,12 +124,6 @@ class CritiquePairs:
             )
             for text, critique in sides
         ]
-
-
-def _encode(row: Row, processing: Processing) -> Encoded:
-    return processing.encode(
-        row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
-    )
 
 
 def _collate(pairs: Sequence[list[tuple[Row, Encoded]]], processing: Processing) -> Batch:

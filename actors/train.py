@@ -29,7 +29,7 @@ from actors.modules import (
     save_score_head,
 )
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
-from trainers.batch import Batch, Group, Row, collate, unpad
+from trainers.batch import Batch, Group, Row, collate, encode_row, unpad
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 from trainers.losses import Metrics, add_metrics, metric_means
@@ -198,7 +198,7 @@ class TrainActor:
         if num_threads:
             torch.set_num_threads(num_threads)
         started = time.perf_counter()
-        encoded = {id(row): self._encode(row) for group in groups for row in group}
+        encoded = {id(row): encode_row(row, self.processing) for group in groups for row in group}
         parts: list[Metrics] = []
         steps_before = self.steps
         first: Metrics | None = None
@@ -233,11 +233,6 @@ class TrainActor:
             minibatch = [(batch, 1.0) for batch in next(self._stream)]
             parts.append(self._step(minibatch, method, optimisation))
         return metric_means(add_metrics(parts))
-
-    def _encode(self, row: Row) -> Any:
-        return self.processing.encode(
-            row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
-        )
 
     def _micro_batches(
         self, groups: Sequence[Group], encoded: Mapping[int, Any]
@@ -382,12 +377,7 @@ def score_rows(
     device: torch.device,
 ) -> list[np.ndarray]:
     """Forward `rows` in batches of similar length; float32 arrays in the order given."""
-    encoded = [
-        processing.encode(
-            row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
-        )
-        for row in rows
-    ]
+    encoded = [encode_row(row, processing) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
     results: list[np.ndarray | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):

@@ -93,6 +93,13 @@ class Batch:
         return self.input_ids_BT.shape[0]
 
 
+def encode_row(row: Row, processing: Processing) -> Encoded:
+    """The row's tokens, target mask and image inputs; errors as `Processing.encode`."""
+    return processing.encode(
+        row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
+    )
+
+
 def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Processing) -> Batch:
     """Pad `rows` to one batch.
 
