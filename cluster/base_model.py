@@ -65,7 +65,7 @@ class JudgeRecipe:
     max_critique_tokens: int = 80
     num_samples: int = 2800
     """Prompts; each gives one training pair unless its two sides tie."""
-    num_held_out: int = 400
+    num_held_out: int = 1200
     steps: int = 340
     batch_size: int = 24
     max_lr: float = 2e-3

@@ -117,7 +117,7 @@ def _read_item(claim: str, words: list[str], text: str) -> tuple[Finding, int]:
             return Finding(claim=claim, verdict="bad", kind="count"), 7
         if _is_type(truth) and verdicts in (["yes", "bad"], ["no", "bad"]):
             return Finding(claim=claim, verdict="bad", correction=" ".join(truth)), 7
-    raise ValueError(f"malformed critique at {' '.join(words[:6])!r} in {text!r}")
+    raise ValueError(f"malformed critique at {' '.join(words[:7])!r} in {text!r}")
 
 
 def _parse_answer(words: list[str], text: str, response: str) -> Finding:
