@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainers.batch import Batch
 from trainers.logprobs import pad_targets, token_logprobs
@@ -32,6 +33,10 @@ def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.untyped_storage().resizable():
+            # A view of the mapped file: memory of its own can be emptied and filled again.
+            tensor.data = tensor.data.clone()
     return model
 
 
@@ -59,7 +64,7 @@ class PolicyModule(nn.Module):
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
         """Log-probabilities of the target tokens, (B, R); entropies too if asked for."""
         hidden_BTH = hidden_states(self.vlm, batch)
-        hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
+        hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
         logprobs_N, entropy_N = token_logprobs(
             hidden_NH,
             self.vlm.lm_head,
@@ -68,13 +73,24 @@ class PolicyModule(nn.Module):
             banned_ids=self.get_buffer("banned_ids"),
             with_entropy=with_entropy,
         )
-        rows = batch.num_rows
-        logprobs_BR, _ = pad_targets(logprobs_N, batch.positions_N2, rows)
+        shape = batch.mask_BR.shape
+        logprobs_BR = pad_targets(logprobs_N, batch.positions_N3, shape)
         if entropy_N is None:
             return Outputs(logprobs_BR=logprobs_BR)
         return Outputs(
-            logprobs_BR=logprobs_BR, entropy_BR=pad_targets(entropy_N, batch.positions_N2, rows)[0]
+            logprobs_BR=logprobs_BR, entropy_BR=pad_targets(entropy_N, batch.positions_N3, shape)
         )
+
+
+class Float32Linear(nn.Linear):
+    """Computes in float32 whatever dtype it is held in: under bf16 DeepSpeed holds every parameter
+    in bf16, with a float32 master.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Linear's name
+        """Shape (..., out), float32."""
+        bias = None if self.bias is None else self.bias.float()
+        return functional.linear(input.float(), self.weight.float(), bias)
 
 
 class CriticModule(nn.Module):
@@ -87,15 +103,15 @@ class CriticModule(nn.Module):
         super().__init__()
         self.vlm = vlm
         vlm.lm_head = nn.Identity()
-        self.head = nn.Linear(vlm.config.text_config.hidden_size, 1, bias=False)
+        self.head = Float32Linear(vlm.config.text_config.hidden_size, 1, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: Batch) -> Outputs:
         """Values before each target token, (B, R)."""
         hidden_BTH = hidden_states(self.vlm, batch)
-        hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
-        values_N = self.head(hidden_NH.float())[:, 0]
-        return Outputs(values_BR=pad_targets(values_N, batch.positions_N2, batch.num_rows)[0])
+        hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
+        values_N = self.head(hidden_NH)[:, 0]
+        return Outputs(values_BR=pad_targets(values_N, batch.positions_N3, batch.mask_BR.shape))
 
 
 class ScoreHead(nn.Module):
@@ -103,14 +119,14 @@ class ScoreHead(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.out = nn.Linear(hidden_size, 1)
+        self.dense = Float32Linear(hidden_size, hidden_size)
+        self.out = Float32Linear(hidden_size, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden_BH: Tensor) -> Tensor:
         """Scores (B,) of hidden states (B, H)."""
-        scores_B1: Tensor = self.out(torch.tanh(self.dense(hidden_BH.float())))
+        scores_B1: Tensor = self.out(torch.tanh(self.dense(hidden_BH)))
         return scores_B1[:, 0]
 
 
@@ -130,11 +146,11 @@ class RewardModule(nn.Module):
         """Scores (B,), and log-probabilities of the critique's tokens (B, R)."""
         hidden_BTH = hidden_states(self.vlm, batch)
         last_BH = hidden_BTH[torch.arange(batch.num_rows), batch.last_B]
-        hidden_NH = hidden_BTH[batch.positions_N2[:, 0], batch.positions_N2[:, 1]]
+        hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
         logprobs_N, _ = token_logprobs(hidden_NH, self.vlm.lm_head, batch.targets_N)
         return Outputs(
             scores_B=self.head(last_BH),
-            logprobs_BR=pad_targets(logprobs_N, batch.positions_N2, batch.num_rows)[0],
+            logprobs_BR=pad_targets(logprobs_N, batch.positions_N3, batch.mask_BR.shape),
         )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from actors.ledger import PhaseMeter, Reading
 from actors.memory import storage_bytes, storages
 from actors.modules import PolicyModule, load_vlm
+from actors.parking import Parking
 from actors.train import score_rows
 from actors.weight_sync import Bucket, checkpoint_tensors, open_bucket
-from trainers.batch import Row
+from trainers.batch import Batch, Row
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 
@@ -23,6 +28,8 @@ class ReferenceActor:
         if num_threads:
             torch.set_num_threads(num_threads)
         self._module: PolicyModule | None = None
+        self.meter = PhaseMeter()
+        self._parking = Parking()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def warm_up(self) -> None:
@@ -33,19 +40,29 @@ class ReferenceActor:
         self, model_dir: str, image_root: str, *, temperature: float = 1.0, bf16: bool = False
     ) -> None:
         """Build the frozen module from `model_dir`."""
+        self.meter.forget()
         self.processing = Processing(model_dir, ImageStore(image_root))
         vlm = load_vlm(model_dir, torch.bfloat16 if bf16 else torch.float32)
         module = PolicyModule(vlm, banned_ids=self.processing.banned_ids(), temperature=temperature)
         self._module = module.eval().requires_grad_(False).to(self.device)
 
     def unload(self) -> None:
-        """Free the copy."""
+        """Free the copy; on a GPU what the allocator kept of it, too."""
         self._module = None
+        self._parking = Parking()
+        torch.cuda.empty_cache()  # does nothing without a GPU
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
         """Logprobs of each row's target tokens."""
-        return score_rows(self._module, self.processing, rows, batch_size, self.device)
+        return score_rows(self._module, self.processing, rows, batch_size, self.device, self._track)
+
+    def _track(self, batch: Batch) -> AbstractContextManager[Any]:
+        def held() -> dict[str, list[Tensor]]:
+            return {"weights": self._tensors(), "activations": list(batch.tensors())}
+
+        size = batch.input_ids_BT.numel()
+        return self.meter.track("logprobs", "reference", size, held, self.processing.vocab_size)
 
     @torch.no_grad()
     def refresh(self, buckets: Sequence[Bucket]) -> None:
@@ -65,8 +82,28 @@ class ReferenceActor:
             assert tensor.untyped_storage().data_ptr() in held, f"{name} is not the module's own"
             tensor.copy_(new[name])
 
+    def end_phase(self, phase: str) -> Reading:
+        """This process's memory in the phase that ends now, for the ledger."""
+        copies = {"reference": held} if (held := self.memory()) else {}
+        if self._parking.parked:
+            return self.meter.read(phase, {}, copies)
+        return self.meter.read(phase, copies)
+
+    def park(self) -> int:
+        """Move the copy to host memory until `wake`. Returns the bytes moved."""
+        return self._parking.park(self._tensors())
+
+    def wake(self) -> int:
+        """Bring the copy back to the device, if it is parked. Returns the bytes moved."""
+        return self._parking.wake()
+
+    def _tensors(self) -> list[Tensor]:
+        assert self._module is not None
+        return [*self._module.parameters(), *self._module.buffers()]
+
     def memory(self) -> dict[str, int]:
         """Bytes of the copy; empty when none is loaded."""
         if self._module is None:
             return {}
-        return {"weights": storage_bytes(self._module.state_dict().values())}
+        parked = self._parking.num_bytes
+        return {"weights": parked or storage_bytes(self._tensors())}

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from actors.engine import Engine, EngineSpec, Request
+from actors.ledger import PhaseMeter, Reading
 from actors.memory import storage_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
+from actors.parking import Parking
 from rewards.base import Judge, JudgeItem, Judgement
 from rewards.critique import parse_critique
-from trainers.batch import Row, collate, encode_row
+from trainers.batch import Batch, Row, collate, encode_row
 from trainers.data.errors import UserError
 from trainers.data.records import Critique, Sample, Turn
 
@@ -60,6 +64,8 @@ class CritiqueJudge:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         module = load_reward_module(spec.model_dir, torch.bfloat16 if spec.bf16 else torch.float32)
         self.module: RewardModule = module.eval().requires_grad_(False).to(self.device)
+        self.meter = PhaseMeter()
+        self._parking = Parking()
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """Critique and score every item. Equal (image, prompt, response) are judged once: the
@@ -134,14 +140,41 @@ class CritiqueJudge:
             batch = collate(
                 [rows[i] for i in chosen], [encoded[i] for i in chosen], self.processing
             )
-            outputs = self.module(batch.to(self.device))
+            batch = batch.to(self.device)
+            with self._track(batch):
+                outputs = self.module(batch)
             for index, value in zip(chosen, outputs.scores_B.tolist(), strict=True):
                 scores[index] = value
         return scores
 
+    def _track(self, batch: Batch) -> AbstractContextManager[Any]:
+        def held() -> dict[str, list[Tensor]]:
+            return {"weights": self._tensors(), "activations": list(batch.tensors())}
+
+        size = batch.input_ids_BT.numel()
+        return self.meter.track("judge", "reward", size, held, self.processing.vocab_size)
+
+    def park(self) -> int:
+        """Move the scoring module to host memory until `wake`. Returns the bytes moved."""
+        return self._parking.park(self._tensors())
+
+    def wake(self) -> int:
+        """Bring it back to the device, if it is parked. Returns the bytes moved."""
+        return self._parking.wake()
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.module.parameters(), *self.module.buffers()]
+
+    def end_phase(self, phase: str) -> Reading:
+        """Both models' memory in the phase that ends now, for the ledger."""
+        engine = {"judge_engine": self.engine.memory()}
+        if self._parking.parked:
+            return self.meter.read(phase, engine, {"reward": self.memory()})
+        return self.meter.read(phase, {"reward": self.memory(), **engine})
+
     def memory(self) -> dict[str, int]:
         """Bytes of the scoring module: the copy `reward`."""
-        return {"weights": storage_bytes(self.module.state_dict().values())}
+        return {"weights": self._parking.num_bytes or storage_bytes(self._tensors())}
 
     def engine_memory(self) -> dict[str, int]:
         """Bytes of the engine that writes critiques: the shared row `judge_engine`."""
@@ -155,6 +188,7 @@ class JudgeActor:
         if num_threads:
             torch.set_num_threads(num_threads)
         self._judge: Judge | None = None
+        self._meter = PhaseMeter()
 
     def warm_up(self) -> None:
         """Do the slow imports now."""
@@ -181,6 +215,20 @@ class JudgeActor:
     def call(self, method: str, *args: Any) -> Any:
         """A method of the hosted judge beyond the protocol (memory, score)."""
         return getattr(self._judge, method)(*args)
+
+    def end_phase(self, phase: str) -> Reading:
+        """This process's memory in the phase that ends now, for the ledger."""
+        if isinstance(self._judge, CritiqueJudge):
+            return self._judge.end_phase(phase)
+        return self._meter.read(phase, {})
+
+    def park(self) -> int:
+        """Move the judge's scoring module, if it has one, to host memory until `wake`."""
+        return self._judge.park() if isinstance(self._judge, CritiqueJudge) else 0
+
+    def wake(self) -> int:
+        """Bring it back to the device. Returns the bytes moved."""
+        return self._judge.wake() if isinstance(self._judge, CritiqueJudge) else 0
 
     def memory(self) -> dict[str, dict[str, int]]:
         """Bytes by copy; empty for judges without a model."""

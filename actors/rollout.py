@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.engine import Engine, EngineSpec, Request
+from actors.ledger import PhaseMeter, Reading
 from actors.weight_sync import Bucket, open_bucket
 from trainers.data.records import Rollout, Sample
 
@@ -27,6 +28,7 @@ class RolloutActor:
 
             torch.set_num_threads(num_threads)
         self._engine: Engine | None = None
+        self.meter = PhaseMeter()
 
     def warm_up(self) -> None:
         """Do the slow imports now."""
@@ -37,6 +39,7 @@ class RolloutActor:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            self.meter.forget()
         self._engine = Engine(spec)
 
     @property
@@ -100,6 +103,11 @@ class RolloutActor:
         """Load all buckets of one sync. Returns the new policy version."""
         tensors = [pair for bucket in buckets for pair in open_bucket(bucket)]
         return self.engine.update_weights(tensors)
+
+    def end_phase(self, phase: str) -> Reading:
+        """This process's memory in the phase that ends now, for the ledger."""
+        held = self.memory()
+        return self.meter.read(phase, {"rollout_engine": held} if held else {})
 
     def memory(self) -> dict[str, int]:
         """Bytes of the engine: the loop's shared row `rollout_engine`."""

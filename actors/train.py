@@ -6,11 +6,13 @@ class serves the policy, the critic and the reward model, which differ only in t
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from actors.extensions import load_extensions
-from actors.memory import engine_bytes, storage_bytes
+from actors.ledger import PhaseMeter, Reading
+from actors.lora import adapters_off, add_adapters
+from actors.memory import engine_bytes, engine_tensors, storage_bytes
 from actors.modules import (
     CriticModule,
     PolicyModule,
@@ -28,6 +32,8 @@ from actors.modules import (
     load_vlm,
     save_score_head,
 )
+from actors.parking import Parking
+from actors.tracker import StorageTracker
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
 from trainers.batch import Batch, Group, Row, collate, encode_row, unpad
 from trainers.data.images import ImageStore
@@ -71,6 +77,14 @@ class TrainSpec:
     rate, and AdamW the rest (embeddings, head, norms). Without, AdamW takes all."""
     bf16: bool = False
     gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    """Above 0 the VLM is frozen and adapters of this rank are trained, and the head, if any."""
+    lora_alpha: float | None = None
+    """Twice the rank by default."""
+    lora_vision: bool = False
+    """Adapters on vision tower and projector, too."""
+    lora_seed: int = 0
+    """Of the adapters' start."""
 
 
 Stream = Callable[[Processing, int, int], Iterator[list[Batch]]]
@@ -86,6 +100,8 @@ class TrainActor:
             torch.set_num_threads(num_threads)
         self.num_threads = torch.get_num_threads()
         self.rank, self.world_size = rank, world_size
+        self.meter = PhaseMeter()
+        self._parking = Parking()
         self._engine: Any = None
         self._stream: Iterator[list[Batch]] | None = None
 
@@ -121,10 +137,19 @@ class TrainActor:
         import deepspeed
 
         self.unload()
+        self.meter.forget()
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
         module: Any = self._build(spec, dtype)
+        if spec.lora_rank:
+            add_adapters(
+                module.vlm,
+                rank=spec.lora_rank,
+                alpha=spec.lora_alpha,
+                vision=spec.lora_vision,
+                seed=spec.lora_seed,
+            )
         if spec.gradient_checkpointing:
             module.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
@@ -148,6 +173,7 @@ class TrainActor:
             },
         )
         self.device: torch.device = self._engine.device
+        gc.collect()  # what reading the checkpoint left in cycles
         self.steps = 0
         self._bytes: dict[str, int] = {"weights": storage_bytes(module.state_dict().values())}
 
@@ -165,18 +191,64 @@ class TrainActor:
         if self._engine is not None:
             self._engine.destroy()
         self._engine = None
+        self._parking = Parking()
+        gc.collect()  # DeepSpeed's engine is full of cycles, and each holds the whole copy
         self._stream = None
 
     def memory(self) -> dict[str, int]:
         """Bytes by kind, as measured between the last backward and its step."""
         return dict(self._bytes) if self._engine is not None else {}
 
+    def end_phase(self, phase: str) -> Reading:
+        """This process's memory in the phase that ends now, for the ledger."""
+        if self._engine is None:
+            return self.meter.read(phase, {})
+        if self._parking.parked:
+            return self.meter.read(phase, {}, {self.spec.role: self._parked_bytes})
+        return self.meter.read(phase, {self.spec.role: engine_bytes(self._engine)})
+
+    def park(self) -> int:
+        """Move the copy to host memory until `wake`. Returns the bytes moved."""
+        self._parked_bytes = engine_bytes(self._engine)
+        tensors = engine_tensors(self._engine)
+        return self._parking.park(tensor for kind in tensors.values() for tensor in kind)
+
+    def _require_awake(self) -> None:
+        # What an emptied storage computes is undefined, and may be a crash.
+        assert not self._parking.parked, f"the copy {self.spec.role} is parked: wake it first"
+
+    def wake(self) -> int:
+        """Bring the copy back to the device, if it is parked. Returns the bytes moved."""
+        return self._parking.wake()
+
     # Scoring -----------------------------------------------------------------------------------
 
-    def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
-        """Logprobs (policy) or values (critic) of each row's target tokens, no gradient."""
-        with torch.no_grad():
-            return score_rows(self._engine, self.processing, rows, batch_size, self.device)
+    def score_rows(
+        self, rows: Sequence[Row], *, batch_size: int = 128, adapters: bool = True
+    ) -> list[np.ndarray]:
+        """Logprobs (policy) or values (critic) of each row's target tokens, no gradient.
+
+        Without `adapters` they are those of the frozen base that LoRA trains on.
+        """
+        self._require_awake()
+        base = nullcontext() if adapters else adapters_off(self._engine.module.vlm)
+        with torch.no_grad(), base:
+            return score_rows(
+                self._engine, self.processing, rows, batch_size, self.device, self._track_scoring
+            )
+
+    def _track_scoring(self, batch: Batch) -> AbstractContextManager[Any]:
+        return self._track("logprobs", batch)
+
+    def _track(self, phase: str, batch: Batch) -> AbstractContextManager[StorageTracker | None]:
+        """Count what comes and goes with `batch`, if it is the largest so far."""
+        # Adam's states exist from the second step on, so the first is not representative.
+        size = batch.input_ids_BT.numel() if self.steps or phase != "train" else 0
+
+        def held() -> dict[str, list[Tensor]]:
+            return {**engine_tensors(self._engine), "activations": list(batch.tensors())}
+
+        return self.meter.track(phase, self.spec.role, size, held, self.processing.vocab_size)
 
     # Training ----------------------------------------------------------------------------------
 
@@ -195,6 +267,7 @@ class TrainActor:
         divided by the count of the whole optimiser step: accumulating micro-batches, or using
         more ranks, does not change the gradient.
         """
+        self._require_awake()
         if num_threads:
             torch.set_num_threads(num_threads)
         started = time.perf_counter()
@@ -278,16 +351,19 @@ class TrainActor:
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
             self._engine.set_gradient_accumulation_boundary(last)
-            loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
-            sum_of_losses += loss.detach()
-            # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.
-            self._engine.backward(loss * (weight * self.world_size))
-            if last and (self.steps == 1 or self.steps % 16 == 0):
-                # Adam's states exist from the second step on, so the first is not representative.
-                self._bytes = engine_bytes(self._engine)
-            if last:
-                self._require_finite(sum_of_losses, optimisation)
-            self._engine.step()
+            with self._track("train", batch) as tracker:
+                loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
+                sum_of_losses += loss.detach()
+                # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.
+                self._engine.backward(loss * (weight * self.world_size))
+                if tracker is not None:
+                    tracker.name("gradients", engine_tensors(self._engine)["gradients"])
+                if last and (self.steps == 1 or self.steps % 16 == 0):
+                    # Between the last backward and its step, when all kinds exist.
+                    self._bytes = engine_bytes(self._engine)
+                if last:
+                    self._require_finite(sum_of_losses, optimisation)
+                self._engine.step()
             if weight:
                 parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
         self.steps += 1
@@ -334,11 +410,13 @@ class TrainActor:
 
         All ranks must call it together under ZeRO-3; only rank 0 returns buckets.
         """
+        self._require_awake()
         tensors = checkpoint_tensors(self._engine.module.vlm, gather=self.spec.zero_stage == 3)
         return make_buckets(tensors, bucket_bytes) if self.rank == 0 else []
 
     def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
         """Write a Hugging Face folder with processor (and score head) that vLLM can load."""
+        self._require_awake()
         module = self._engine.module
         state = dict(checkpoint_tensors(module.vlm, gather=self.spec.zero_stage == 3))
         if self.rank != 0:
@@ -375,6 +453,7 @@ def score_rows(
     rows: Sequence[Row],
     batch_size: int,
     device: torch.device,
+    track: Callable[[Batch], AbstractContextManager[Any]],
 ) -> list[np.ndarray]:
     """Forward `rows` in batches of similar length; float32 arrays in the order given."""
     encoded = [encode_row(row, processing) for row in rows]
@@ -383,7 +462,9 @@ def score_rows(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = collate([rows[i] for i in chosen], [encoded[i] for i in chosen], processing)
-        outputs = module(batch.to(device))
+        batch = batch.to(device)
+        with track(batch):
+            outputs = module(batch)
         values_BR = outputs.values_BR if outputs.logprobs_BR is None else outputs.logprobs_BR
         for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
             results[index] = array

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.lora import split_adapters
+
 _AS_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
@@ -36,21 +38,32 @@ class CorruptBucketError(RuntimeError):
 def checkpoint_tensors(vlm: Any, *, gather: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Parameters under the names of the checkpoint that `vlm` was loaded from, detached.
 
-    With `gather` (ZeRO-3) the partitioned parameters are gathered first; every rank must call.
+    Adapters are merged: each adapted weight is computed when its turn comes and is a new tensor;
+    the module stays as it is. With `gather` (ZeRO-3) the partitioned parameters are gathered
+    first; every rank must call, but need not iterate.
     """
+    if not gather:
+        return _merged(vlm, {name: tensor.detach() for name, tensor in vlm.state_dict().items()})
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(vlm.parameters())):
+        state = {name: tensor.detach().clone() for name, tensor in vlm.state_dict().items()}
+    return _merged(vlm, state)
+
+
+def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     from transformers.core_model_loading import revert_weight_conversion
 
-    if gather:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(vlm.parameters())):
-            state = {name: tensor.detach().clone() for name, tensor in vlm.state_dict().items()}
-    else:
-        state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    plain, changes = split_adapters(vlm, state)
+    # Renaming keeps the storage, so that a weight is still known by its address afterwards.
+    by_address = {plain[name].data_ptr(): change for name, change in changes.items()}
     # A tied weight has two names in memory and one in the checkpoint.
     for tied in getattr(vlm, "all_tied_weights_keys", {}):
-        state.pop(tied, None)
-    yield from revert_weight_conversion(vlm, state).items()
+        plain.pop(tied, None)
+    for name, tensor in revert_weight_conversion(vlm, plain).items():
+        change = by_address.pop(tensor.data_ptr(), None)
+        yield name, tensor if change is None else change.added_to(tensor)
+    assert not by_address, f"{len(by_address)} adapters were not merged"
 
 
 def make_buckets(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[Bucket]:
@@ -88,10 +101,9 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
 
 def _bucket(tensors: list[tuple[str, Tensor]]) -> Bucket:
     names = tuple(name for name, _ in tensors)
-    arrays = tuple(
-        tensor.view(_AS_BITS.get(tensor.dtype, tensor.dtype)).cpu().numpy().copy()
-        for _, tensor in tensors
-    )
+    # A copy before numpy sees it: a storage that numpy has seen can no longer be parked.
+    copies = [tensor.to("cpu", copy=True).contiguous() for _, tensor in tensors]
+    arrays = tuple(copy.view(_AS_BITS.get(copy.dtype, copy.dtype)).numpy() for copy in copies)
     dtypes = tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors)
     return Bucket(names, arrays, dtypes, _checksum(names, arrays))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.offline import go_offline
+from cluster.planner.options import EPILOG, add_options
 from trainers.data.errors import UserError
 
 METHOD_NAMES = ("ppo", "dpo", "nsft", "sft")
@@ -75,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", help="VLM folder (default: the built-in base)")
     evaluate.add_argument("--scenes", type=_count, default=500)
     evaluate.add_argument("--json", action="store_true", help="print JSON only")
+
+    plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
+    add_options(plan)
 
     report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
@@ -186,6 +190,12 @@ def _eval(arguments: argparse.Namespace, _: list[str]) -> int:
     return evaluate_model(arguments.model, arguments.scenes, as_json=arguments.json)
 
 
+def _plan(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.planner.show import run
+
+    return run(arguments)
+
+
 def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     from cluster.run import write_run_report
 
@@ -204,6 +214,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
     "replay": _replay,
     "eval": _eval,
+    "plan": _plan,
     "report": _report,
     "doctor": _doctor,
 }

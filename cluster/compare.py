@@ -16,19 +16,14 @@ import ray
 
 from actors.engine import EngineSpec
 from cluster import base_model, judges
+from cluster.arm import Arm
 from cluster.base_model import BuiltinModels, WorldRecipe
 from cluster.config import CompareConfig, RunConfig, to_yaml
 from cluster.console import Console
-from cluster.driver import (
-    Arm,
-    OnlineRollouts,
-    RolloutSource,
-    run_arm,
-    sync,
-    train_spec,
-)
+from cluster.driver import OnlineRollouts, RolloutSource, run_arm, sync
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
+from cluster.residency import train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
 from trainers.comparison import Comparison, CurvePoint, Evaluated, save

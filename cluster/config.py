@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from trainers.config import (
     DPOConfig,
@@ -19,6 +19,7 @@ from trainers.config import (
     SFTConfig,
 )
 from trainers.data.errors import UserError
+from trainers.roles import ReferenceMode
 
 METHODS: dict[str, type[PPOConfig | DPOConfig | NSFTConfig | SFTConfig]] = {
     "ppo": PPOConfig,
@@ -63,11 +64,38 @@ class TrainConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
+    lora_rank: int = Field(default=0, ge=0)
+    """Above 0, adapters of this rank are trained on every linear layer of the language model, and
+    the rest is frozen; 0 trains all weights."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Adapters count alpha / rank; by default alpha is twice the rank."""
+    lora_vision: bool = False
+    """Adapters on the vision tower and the projector, too."""
+    reference: ReferenceMode = "own_copy"
+    """`adapter_off`: the policy without its adapters is the reference; `cached`: its values are
+    taken before training, and no copy stays for it."""
+    time_slice: bool = False
+    """One copy on the device at a time, the others in host memory: the peak of one copy, paid for
+    in time."""
     bucket_mib: int = Field(default=256, ge=1)
     """Largest message of a weight sync."""
     parity_tolerance: float = Field(default=1e-4, gt=0)
     """Largest mean |rollout logprob - trainer logprob| after a sync; above it the run stops."""
     parity_rollouts: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _adapters_exist(self) -> Self:
+        if self.lora_rank:
+            return self
+        if self.reference == "adapter_off":
+            raise UserError(
+                "train.reference=adapter_off needs train.lora_rank above 0: without adapters there "
+                "is nothing to turn off; set train.reference=cached to do without a copy"
+            )
+        if self.lora_alpha is not None or self.lora_vision:
+            key = "lora_vision" if self.lora_vision else "lora_alpha"
+            raise UserError(f"train.{key} needs train.lora_rank above 0; 0 trains all weights")
+        return self
 
 
 class DataConfig(Settings):
@@ -88,6 +116,21 @@ class EvalConfig(Settings):
     """Held-out scenes for the figures before and after."""
     num_curve_scenes: int = Field(default=128, ge=0)
     """Held-out scenes after every round (for the curves); 0 turns it off."""
+
+
+def require_base_reference(train: TrainConfig, key: str, method: MethodConfig) -> None:
+    """Refuse `adapter_off` for a method whose reference moves: without its adapters the policy is
+    the model that the run started from, not the previous round's policy.
+    """
+    if train.reference != "adapter_off":
+        return
+    from trainers.registry import make_method  # loads torch, which most checks do without
+
+    if "reference" in make_method(method).refreshed:
+        raise UserError(
+            f"train.reference=adapter_off does not fit {key}: its reference becomes each round's "
+            "policy and does not stay the base; set train.reference=cached, which needs no copy"
+        )
 
 
 class RunConfig(Settings):
@@ -111,6 +154,11 @@ class RunConfig(Settings):
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per actor; by default as many as there are cores."""
 
+    @model_validator(mode="after")
+    def _reference_fits(self) -> Self:
+        require_base_reference(self.train, f"method.name={self.method.name}", self.method)
+        return self
+
 
 class CompareConfig(Settings):
     """Several methods on the built-in task, with equal prompts, rollouts and judge calls."""
@@ -132,9 +180,21 @@ class CompareConfig(Settings):
     eval: EvalConfig = EvalConfig()
     num_threads: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def _references_fit(self) -> Self:
+        for name in self.arms:
+            if name in (*METHODS, "random"):  # others are refused where the arms are run
+                require_base_reference(self.train, f"arms={name}", self.arm_method(name))
+        return self
+
+    def arm_method(self, name: str) -> MethodConfig:
+        """Settings of the arm's method."""
+        method: MethodConfig = self.dpo if name == "random" else getattr(self, name)
+        return method
+
     def arm(self, name: str) -> RunConfig:
         """The single-method configuration that an arm runs with."""
-        method: MethodConfig = self.dpo if name == "random" else getattr(self, name)
+        method = self.arm_method(name)
         return RunConfig(
             name=name,
             output=self.output,
@@ -222,6 +282,8 @@ def validate(model: type[C], values: Mapping[str, Any], source: str = "config") 
         return model.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
+        if isinstance(refused := problem.get("ctx", {}).get("error"), UserError):
+            raise UserError(f"{source}: {refused}") from None  # settings that do not go together
         path = [str(part) for part in problem["loc"]]
         if path[:1] == ["method"] and len(path) > 2:
             del path[1]  # pydantic puts the method's name between the group and its key

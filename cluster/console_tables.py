@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.comparison import Comparison, MethodResult
+from trainers.ledger import PHASES
 from trainers.verdicts import all_warnings, verdicts
 
 _PERCENT = (
@@ -49,6 +50,8 @@ def comparison_renderables(comparison: Comparison) -> list[Table | Text]:
             label, *_cost_cells(arm)[:1], *_metric_cells(arm.metrics), *_cost_cells(arm)[1:]
         )
     lines: list[Table | Text] = [table]
+    if any(arm.memory.binding_phase for _, arm in comparison.arms()):
+        lines.append(_memory_table(comparison))
     for verdict in verdicts(comparison):
         mark, style = ("yes", "green") if verdict.holds else ("NO ", "red")
         lines.append(Text(f"{mark} {verdict.claim}: {verdict.numbers}", style=style))
@@ -57,6 +60,24 @@ def comparison_renderables(comparison: Comparison) -> list[Table | Text]:
             lines.append(Text(f"{name} failed: {arm.failure}", style="bold red"))
     lines += [Text(f"warning: {text}", style="bold red") for text in all_warnings(comparison)]
     return lines
+
+
+def _memory_table(comparison: Comparison) -> Table:
+    """Device bytes of all processes by phase, peaks included; the phase that binds is marked."""
+    title = "Memory by phase, all processes, peaks included, in MB (* most)"
+    table = Table(box=ASCII2, title=title, padding=(0, 1))
+    table.add_column("")
+    for phase in PHASES:
+        table.add_column(phase, justify="right")
+    table.add_column("object store", justify="right")
+    for name, arm in comparison.arms():
+        sizes, binding = arm.memory.device_bytes_by_phase, arm.memory.binding_phase
+        cells = [
+            f"{sizes[phase] / 1e6:.1f}{'*' if phase == binding else ''}" if phase in sizes else ""
+            for phase in PHASES
+        ]
+        table.add_row(name, *cells, f"{arm.memory.object_store_bytes / 1e6:.1f}")
+    return table
 
 
 def _metric_cells(metrics: dict[str, float | None]) -> list[str]:

@@ -6,24 +6,29 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import ray
 
-from actors.train import TrainSpec
-from cluster.config import RunConfig
+from cluster.arm import Arm
 from cluster.failures import RunStoppedError
-from cluster.session import Clock, Session
+from cluster.ledger import Ledger
+from cluster.residency import at_work, load_reference, measure_memory, place, wake_all
+from cluster.session import Session
 from rewards.base import JudgeItem, scored
 from trainers.batch import Row
-from trainers.comparison import CurvePoint, MethodResult, PhaseSpan
+from trainers.comparison import CurvePoint, PhaseSpan
 from trainers.data.record_file import RecordWriter
 from trainers.data.records import Rollout, Sample, ScoredRollout
-from trainers.method import Method
-from trainers.roles import copies_in_loop, copies_in_training
+from trainers.roles import (
+    Role,
+    copies_in_loop,
+    copies_in_training,
+    reference_source,
+    resident_in_training,
+)
 
 EvaluateRound = Callable[[], dict[str, float]]
 
@@ -42,21 +47,6 @@ class RolloutSource(Protocol):
         """Samples by id and judged rollouts of round `number`, from 1."""
 
 
-@dataclass(slots=True)
-class Arm:
-    """One method being run: what it needs and what it has produced."""
-
-    name: str
-    method: Method
-    config: RunConfig
-    model_dir: str
-    critic_dir: str
-    folder: Path
-    image_root: str
-    clock: Clock = field(default_factory=Clock)
-    result: MethodResult = field(default_factory=MethodResult)
-
-
 class OnlineRollouts:
     """Rollouts from the engine, judged as they are needed, written to disk before training."""
 
@@ -67,7 +57,7 @@ class OnlineRollouts:
         """Answer, judge and record the round's prompts."""
         config, arm = self.arm.config, self.arm
         samples = self.prompts.round(number)
-        with arm.clock.phase("generate"):
+        with arm.phase("generate"):
             rollouts, dropped = ray.get(
                 self.session.actor("rollout").generate.remote(
                     samples,
@@ -81,11 +71,11 @@ class OnlineRollouts:
         for item in dropped:
             count(arm.result.dropped, f"prompt: {item.reason}")
         by_id = {sample.id: sample for sample in samples}
-        with arm.clock.phase("judge"):
+        with arm.phase("judge"):
             judged = self._judge(by_id, rollouts)
         arm.result.rollouts += len(rollouts)
         arm.result.judge_calls += len(judged)
-        with arm.clock.phase("record"):
+        with arm.phase("record"):
             write_round(arm.folder, number, samples, judged)
         failures = [item.failure for item in judged if item.failure is not None]
         for reason in failures:
@@ -105,7 +95,8 @@ class OnlineRollouts:
     ) -> list[ScoredRollout]:
         items = [JudgeItem(sample=samples[r.sample_id], rollout=r) for r in rollouts]
         judge = self.session.actor("judge")
-        judgements = ray.get(judge.judge.remote(items))
+        with at_work(self.session, self.arm, "judge"):
+            judgements = ray.get(judge.judge.remote(items))
         return scored(items, judgements, ray.get(judge.name.remote()))
 
 
@@ -127,11 +118,13 @@ def run_arm(
     result.copies_train = list(copies_in_training(arm.method.copies))
     result.copies_loop = list(copies_in_loop(arm.method.copies))
     if online:
-        with arm.clock.phase("sync"):
+        with arm.phase("sync"):
             sync(session, arm)
+    arm.ledger = Ledger(session, arm.method.copies, arm.folder)
     rng = random.Random(arm.config.seed)
     for number in range(1, arm.config.rounds + 1):
         begun = time.perf_counter()
+        arm.round = number
         title = f"{arm.name} round {number}/{arm.config.rounds}"
         with session.console.stage(title, total=4) as bar:
             bar.advance(0, "generate and judge")
@@ -141,59 +134,22 @@ def run_arm(
             bar.advance(1, "sync weights")
             parity = None
             if online:
-                with arm.clock.phase("sync"):
+                with arm.phase("sync"):
                     sync(session, arm)
-                with arm.clock.phase("parity"):
+                with arm.phase("parity"):
                     parity = check_parity(session, arm, list(samples.values()))
             bar.advance(1, "evaluate")
             if evaluate is not None:
-                with arm.clock.phase("evaluate"):
+                with arm.phase("evaluate"):
                     metrics |= evaluate()
             bar.advance(1)
         seconds = time.perf_counter() - begun
         report_round(session, arm, number, samples, judged, metrics, parity, seconds)
+    wake_all(session, arm)
     result.bytes_by_copy = measure_memory(session, arm)
+    result.memory = arm.ledger.summary(result.memory)
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
-
-
-def place(session: Session, arm: Arm) -> None:
-    """Load the copies that the method declares, and free every other one."""
-    config = arm.config
-    roles = {copy.role for copy in arm.method.copies}
-    with arm.clock.phase("load"):
-        for copy in arm.method.copies:
-            if copy.trained:
-                session.load_trainer(copy.role, train_spec(arm, copy.role))
-        if "reference" in roles:
-            ray.get(
-                session.actor("reference").load.remote(
-                    arm.model_dir,
-                    arm.image_root,
-                    temperature=config.rollout.temperature,
-                    bf16=config.train.bf16,
-                )
-            )
-        for role in {"critic", "reference"} - roles:
-            session.unload(role)
-
-
-def train_spec(arm: Arm, role: str) -> TrainSpec:
-    """What the trainer of `role` loads."""
-    train = arm.config.train
-    return TrainSpec(
-        role=role,
-        model_dir=arm.critic_dir if role == "critic" else arm.model_dir,
-        image_root=arm.image_root,
-        temperature=arm.config.rollout.temperature,
-        zero_stage=train.zero_stage,
-        micro_batch_size=train.micro_batch_size,
-        gradient_clip=train.gradient_clip,
-        betas=(train.adam_beta1, train.adam_beta2),
-        weight_decay=train.weight_decay,
-        bf16=train.bf16,
-        gradient_checkpointing=train.gradient_checkpointing,
-    )
 
 
 def train_round(
@@ -206,7 +162,7 @@ def train_round(
 ) -> dict[str, float]:
     """Select rows, ask the copies for their signals, and take the round's optimiser steps."""
     method = arm.method
-    with arm.clock.phase("build"):
+    with arm.phase("build"):
         selection = method.select(judged, samples, rng)
     metrics = dict(selection.stats)
     if not selection.groups:
@@ -216,50 +172,78 @@ def train_round(
         )
         return metrics
     rows = [row for group in selection.groups for row in group]
-    with arm.clock.phase("logprobs"):
-        attach_signals(session, method, rows)
+    with arm.phase("logprobs"):
+        attach_signals(session, arm, rows)
     metrics |= method.prepare(selection.groups)
-    with arm.clock.phase("train"):
+    with arm.phase("train"):
         metrics |= train_copies(session, arm, selection.groups, number)
-    if method.refreshed:
-        with arm.clock.phase("refresh"):
+    resident = resident_in_training(method.copies, arm.config.train.reference)
+    if stale := [role for role in method.refreshed if role in resident]:
+        with arm.phase("refresh"):
             buckets = policy_buckets(session, arm)
-            ray.get([session.actor(role).refresh.remote(buckets) for role in method.refreshed])
+            for role in stale:
+                with at_work(session, arm, role):
+                    ray.get(session.actor(role).refresh.remote(buckets))
     return metrics
 
 
-def attach_signals(session: Session, method: Method, rows: Sequence[Row]) -> None:
+def attach_signals(session: Session, arm: Arm, rows: Sequence[Row]) -> None:
     """Per-token values that the method asks of its copies, before the weights change."""
-    for signal in method.signals:
-        if signal.role == "reference":
-            values = ray.get(session.actor("reference").score_rows.remote(rows))
-        else:
-            values = session.trainer(signal.role).score_rows(rows)
+    for signal in arm.method.signals:
+        values = score(session, arm, signal.role, rows)
         for row, array in zip(rows, values, strict=True):
             row.tokens[signal.name] = array
+
+
+def score(session: Session, arm: Arm, role: Role, rows: Sequence[Row]) -> list[np.ndarray]:
+    """Values of `role` for each row, from its copy or from what stands for it."""
+    if role != "reference":
+        with at_work(session, arm, role):
+            return session.trainer(role).score_rows(rows)
+    source = reference_source(arm.method.refreshed, arm.config.train.reference)
+    if source in ("policy", "policy_without_adapters"):
+        with at_work(session, arm, "policy"):
+            return session.trainer("policy").score_rows(rows, adapters=source == "policy")
+    values: list[np.ndarray]
+    if source == "passing_copy":
+        load_reference(session, arm)
+        values = ray.get(session.actor("reference").score_rows.remote(rows))
+        session.unload("reference")
+    else:
+        with at_work(session, arm, "reference"):
+            values = ray.get(session.actor("reference").score_rows.remote(rows))
+    return values
 
 
 def train_copies(
     session: Session, arm: Arm, groups: Sequence[Any], number: int
 ) -> dict[str, float]:
-    """Train all trained copies at the same time. Metrics are prefixed by role but the policy's."""
+    """Train all trained copies, at the same time unless they take turns. Metrics are prefixed by
+    role but the policy's.
+    """
     stored = ray.put(list(groups))
-    threads = max(1, session.num_threads // len(arm.method.trained))
-    pending = {
-        role: session.trainer(role).call(
-            "train",
-            stored,
-            arm.method,
-            arm.method.optimisation(role),
-            seed=arm.config.seed * 1000 + number,
-            num_threads=threads,
-        )
-        for role in arm.method.trained
-    }
+    if arm.ledger is not None:
+        arm.ledger.count_objects()
+    roles = arm.method.trained
+    turns = [(role,) for role in roles] if arm.config.train.time_slice else [roles]
     metrics: dict[str, float] = {}
-    for role, references in pending.items():
-        prefix = "" if role == "policy" else f"{role}/"
-        metrics |= {prefix + name: value for name, value in ray.get(references)[0].items()}
+    for turn in turns:
+        threads = max(1, session.num_threads // len(turn))
+        with at_work(session, arm, *turn):
+            pending = {
+                role: session.trainer(role).call(
+                    "train",
+                    stored,
+                    arm.method,
+                    arm.method.optimisation(role),
+                    seed=arm.config.seed * 1000 + number,
+                    num_threads=threads,
+                )
+                for role in turn
+            }
+            for role, references in pending.items():
+                prefix = "" if role == "policy" else f"{role}/"
+                metrics |= {prefix + name: value for name, value in ray.get(references)[0].items()}
     ratio = metrics.get("first/policy/ratio")
     if ratio is not None and abs(ratio - 1.0) > 1e-3:
         raise RunStoppedError(
@@ -271,12 +255,19 @@ def train_copies(
 
 def policy_buckets(session: Session, arm: Arm) -> Any:
     """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
-    return session.trainer("policy").call("weight_buckets", arm.config.train.bucket_mib * 2**20)[0]
+    size = arm.config.train.bucket_mib * 2**20
+    with at_work(session, arm, "policy"):
+        references = session.trainer("policy").call("weight_buckets", size)
+        ray.wait(references, num_returns=len(references))
+    return references[0]
 
 
 def sync(session: Session, arm: Arm) -> None:
     """Policy -> rollout engine: buckets, checksums, caches reset, version + 1."""
-    ray.get(session.actor("rollout").update_weights.remote(policy_buckets(session, arm)))
+    buckets = policy_buckets(session, arm)
+    ray.get(session.actor("rollout").update_weights.remote(buckets))
+    if arm.ledger is not None:
+        arm.ledger.count_objects()  # while the buckets are still there
 
 
 def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float:
@@ -298,7 +289,8 @@ def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float
     )
     by_id = {sample.id: sample for sample in probes}
     rows = [Row.of_response(by_id[r.sample_id], r.token_ids, r.id) for r in rollouts]
-    trained = session.trainer("policy").score_rows(rows)
+    with at_work(session, arm, "policy"):
+        trained = session.trainer("policy").score_rows(rows)
     gaps = [
         np.abs(np.asarray(rollout.logprobs) - values)
         for rollout, values in zip(rollouts, trained, strict=True)
@@ -311,24 +303,6 @@ def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float
             "the engine may hold stale weights or caches, or the dtypes differ"
         )
     return mean
-
-
-def measure_memory(session: Session, arm: Arm) -> dict[str, dict[str, int]]:
-    """Bytes by copy and kind of what exists now, each storage counted once per process."""
-    sizes: dict[str, dict[str, int]] = {}
-    for role in arm.method.trained:
-        ranks = ray.get(session.trainer(role).call("memory"))
-        sizes[role] = {kind: sum(rank[kind] for rank in ranks) for kind in ranks[0]}
-    judge = ray.get(session.actor("judge").memory.remote()) if session.has("judge") else {}
-    frozen = {copy.role for copy in arm.method.copies if not copy.trained}
-    if "reference" in frozen:
-        sizes["reference"] = ray.get(session.actor("reference").memory.remote())
-    if "reward" in judge:
-        sizes["reward" if "reward" in frozen else "judge"] = judge["reward"]
-        sizes["judge_engine"] = judge["judge_engine"]
-    if session.has("rollout"):
-        sizes["rollout_engine"] = ray.get(session.actor("rollout").memory.remote())
-    return {copy: kinds for copy, kinds in sizes.items() if kinds}
 
 
 def write_round(

@@ -14,11 +14,12 @@ import ray
 
 from actors.engine import EngineSpec
 from cluster import base_model, judges
+from cluster.arm import Arm
 from cluster.base_model import WorldRecipe
 from cluster.compare import describe_environment, engine_spec, run_folder
 from cluster.config import RunConfig, to_yaml
 from cluster.console import Console
-from cluster.driver import Arm, EvaluateRound, OnlineRollouts, PromptSource, run_arm
+from cluster.driver import EvaluateRound, OnlineRollouts, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.session import Session

@@ -18,6 +18,7 @@ import ray
 import torch
 
 from actors.engine import EngineSpec
+from actors.ledger import Reading
 from actors.reference import ReferenceActor
 from actors.reward import JudgeActor
 from actors.rollout import RolloutActor
@@ -70,12 +71,15 @@ class TrainGroup:
         host, port = ray.get(self.actors[0].address.remote())
         ray.get(self.call("connect", host, port))
 
-    def score_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
+    def score_rows(self, rows: Sequence[Row], *, adapters: bool = True) -> list[np.ndarray]:
         """Rows are dealt to ranks in turn; equal numbers, since ZeRO-3 ranks move in step."""
         world = len(self.actors)
         padded = [*rows, *rows[: -len(rows) % world]]
         parts = ray.get(
-            [actor.score_rows.remote(padded[rank::world]) for rank, actor in enumerate(self.actors)]
+            [
+                actor.score_rows.remote(padded[rank::world], adapters=adapters)
+                for rank, actor in enumerate(self.actors)
+            ]
         )
         return [parts[index % world][index // world] for index in range(len(rows))]
 
@@ -199,6 +203,41 @@ class Session:
         """Make the judge in its process; returns its name."""
         name: str = ray.get(self.actor("judge").load.remote(make))
         return name
+
+    def park(self, role: str) -> int:
+        """Move a role's copy to host memory. Returns the bytes moved, all ranks together."""
+        return sum(ray.get([actor.park.remote() for actor in self._actors(role)]))
+
+    def wake(self, role: str) -> int:
+        """Bring a role's copy back to the device, where it is parked. Returns the bytes moved."""
+        return sum(ray.get([actor.wake.remote() for actor in self._actors(role)]))
+
+    def _actors(self, role: str) -> list[Any]:
+        return self._groups[role].actors if role in self._groups else [self.actor(role)]
+
+    def readings(self, phase: str) -> dict[str, Reading]:
+        """Every started process's memory in the phase that ends now, by role and rank."""
+        processes = {
+            f"{role}/{rank}": actor
+            for role, group in self._groups.items()
+            for rank, actor in enumerate(group.actors)
+        } | self._single
+        references = [actor.end_phase.remote(phase) for actor in processes.values()]
+        return dict(zip(processes, ray.get(references), strict=True))
+
+    def object_store_bytes(self) -> int:
+        """Bytes that Ray's object stores hold now, all nodes together."""
+        # No public call answers without a dashboard.
+        from ray._private.internal_api import node_stats
+
+        sizes = [
+            node_stats(
+                node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+            ).store_stats.object_store_bytes_used
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        return int(sum(sizes))
 
     def unload(self, role: str) -> None:
         """Free a role's copy, if it is held; its process stays for the next run."""

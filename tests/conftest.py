@@ -78,6 +78,30 @@ def make_scored() -> Callable[..., ScoredRollout]:
 
 
 @pytest.fixture(scope="session")
+def connected_actor():
+    """One `TrainActor` in this process for all tests: DeepSpeed cannot join a second group."""
+    import torch
+
+    from actors.train import TrainActor
+
+    actor = TrainActor(num_threads=2)
+    actor.connect(*actor.address())
+    yield actor
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def train_actor(connected_actor):
+    """That actor for one module; what it held is gone afterwards."""
+    from torch.nn import functional
+
+    linear = functional.linear
+    yield connected_actor
+    connected_actor.unload()
+    functional.linear = linear  # ZeRO-3 leaves its own there, for the whole process
+
+
+@pytest.fixture(scope="session")
 def shared_session(tmp_path_factory: pytest.TempPathFactory):
     """One Ray and one process a role for all tests: starting vLLM anew would take longer."""
     from cluster.console import Console

@@ -10,7 +10,7 @@ Axes: B rows, T sequence, R target tokens of the longest row, N all target token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +63,8 @@ class Batch:
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
-    positions_N2: Tensor
-    """(row, t) of the hidden state that predicts each target token."""
+    positions_N3: Tensor
+    """Row, t of the hidden state that predicts each target token, and its column in (B, R)."""
     targets_N: Tensor
     last_B: Tensor
     """Index of the last real token of each row."""
@@ -86,6 +86,12 @@ class Batch:
             return {key: move(item) for key, item in value.items()}
 
         return Batch(**{name: move(getattr(self, name)) for name in self.__slots__})
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors of the batch."""
+        for name in self.__slots__:
+            value = getattr(self, name)
+            yield from (value,) if isinstance(value, Tensor) else value.values()
 
     @property
     def num_rows(self) -> int:
@@ -114,7 +120,7 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
     )
     lengths_B = torch.tensor([len(item) for item in input_ids])
     attention_mask_BT = (torch.arange(input_ids_BT.shape[1])[None] < lengths_B[:, None]).long()
-    positions_N2, targets_N = shift_targets(input_ids_BT, target_mask_BT)
+    positions_N3, targets_N = shift_targets(input_ids_BT, target_mask_BT)
     num_targets_B = target_mask_BT.sum(1)
     width = int(num_targets_B.max())
     mask_BR = torch.arange(width)[None] < num_targets_B[:, None]
@@ -135,7 +141,7 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
     return Batch(
         input_ids_BT=input_ids_BT,
         attention_mask_BT=attention_mask_BT,
-        positions_N2=positions_N2,
+        positions_N3=positions_N3,
         targets_N=targets_N,
         last_B=lengths_B - 1,
         mask_BR=mask_BR,

@@ -79,6 +79,24 @@ class PhaseSpan(_Model):
     end: float
 
 
+class Memory(_Model):
+    """What the memory ledger says of one arm; `memory/ledger.jsonl` has every row."""
+
+    binding_phase: str | None = None
+    """The phase in which the device held most."""
+    device_bytes_by_phase: dict[str, int] = Field(default_factory=dict)
+    """Phase -> bytes of all processes, peaks included, in the round where they were most."""
+    host_bytes_by_phase: dict[str, int] = Field(default_factory=dict)
+    """As above: parked copies, and what processes hold beyond tensors."""
+    object_store_bytes: int = 0
+    by_phase: dict[str, dict[str, dict[str, int]]] = Field(default_factory=dict)
+    """Phase -> copy -> kind -> device bytes."""
+    moved_bytes: int = 0
+    """Between device and host because copies took turns; 0 otherwise."""
+    moving_seconds: float = 0.0
+    """What that took; part of the phases' seconds."""
+
+
 class MethodResult(_Model):
     """What one arm cost and what it bought."""
 
@@ -88,6 +106,7 @@ class MethodResult(_Model):
     """Everything resident over a round: the copies above, the rollout engine, the judge."""
     bytes_by_copy: dict[str, dict[str, int]] = Field(default_factory=dict)
     """copy -> kind (`weights`, `gradients`, `optimizer`) -> bytes, from the tensors themselves."""
+    memory: Memory = Field(default_factory=Memory)
     seconds_by_phase: dict[str, float] = Field(default_factory=dict)
     rollouts: int = 0
     judge_calls: int = 0

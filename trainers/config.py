@@ -57,7 +57,7 @@ class PPOConfig(OptimisationConfig):
     name: Literal["ppo"] = "ppo"
     learning_rate: float = Field(default=1e-4, gt=0)
     minibatch_size: int = Field(default=64, ge=1)
-    critic_learning_rate: float = Field(default=1e-3, gt=0)
+    critic_learning_rate: float = Field(default=3e-4, gt=0)
     critic_epochs: int = Field(default=3, ge=1)
     critic_minibatch_size: int = Field(default=32, ge=1)
     """The critic starts with a new head and has to follow a moving policy: more and smaller steps

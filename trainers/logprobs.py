@@ -6,7 +6,7 @@ V vocabulary, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ def shift_targets(input_ids_BT: Tensor, target_mask_BT: Tensor) -> tuple[Tensor,
         target_mask_BT: true at each token whose logprob is wanted. Position 0 has no predictor.
 
     Returns:
-        positions: (N, 2) long, (row, t - 1) for each marked token (row, t), in row-major order.
+        positions_N3: (row, t - 1, column) for each marked token (row, t), in row-major order;
+            column counts the row's marked tokens from 0.
         targets_N: the marked tokens' ids.
     """
     mask_BT = target_mask_BT.bool()
@@ -32,9 +33,9 @@ def shift_targets(input_ids_BT: Tensor, target_mask_BT: Tensor) -> tuple[Tensor,
         raise ValueError(f"ids {tuple(input_ids_BT.shape)} and mask {tuple(mask_BT.shape)} differ")
     if bool(mask_BT[:, :1].any()):
         raise ValueError("target_mask marks position 0, which no position predicts")
-    positions = mask_BT.nonzero()
-    positions[:, 1] -= 1
-    return positions, input_ids_BT[mask_BT]
+    rows_N, places_N = mask_BT.nonzero(as_tuple=True)
+    columns_N = (mask_BT.cumsum(1) - 1)[mask_BT]
+    return torch.stack([rows_N, places_N - 1, columns_N], dim=1), input_ids_BT[mask_BT]
 
 
 def token_logprobs(
@@ -61,8 +62,8 @@ def token_logprobs(
         head: maps (n, H) to logits (n, V); deterministic (no dropout).
         targets_N: ids whose logprob is wanted.
         temperature: the sampler's temperature; above 0.
-        banned_ids: 1-D ids that the sampler cannot emit. A banned target is an error: the caller's
-            mask covers tokens that no policy produced.
+        banned_ids: 1-D ids that the sampler cannot emit; as a target their logprob is -inf, which
+            `trainers.data.processing` refuses when it encodes a row.
         with_entropy: also return the distribution's entropy at each position.
 
     Returns:
@@ -74,8 +75,6 @@ def token_logprobs(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if banned_ids is not None and banned_ids.numel() == 0:
         banned_ids = None
-    if banned_ids is not None:
-        _refuse_banned_targets(targets_N, banned_ids)
 
     def chunk_logprobs(hidden_nH: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
         logits_nV = head(hidden_nH).float() / temperature
@@ -102,30 +101,16 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 
 
-def _refuse_banned_targets(targets_N: Tensor, banned_ids: Tensor) -> None:
-    hit_N = torch.isin(targets_N, banned_ids)
-    if bool(hit_N.any()):
-        ids = sorted(set(targets_N[hit_N].tolist()))
-        raise ValueError(f"target tokens {ids} are banned: the target mask covers a placeholder")
-
-
-def pad_targets(values_N: Tensor, positions: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+def pad_targets(values_N: Tensor, positions_N3: Tensor, shape: Sequence[int]) -> Tensor:
     """Flat values in the order of `shift_targets`, one row per sequence, padded with 0.
 
     Args:
         values_N: one value per target.
-        positions: (N, 2), row-major as `shift_targets` returns them.
-        batch_size: B; rows without a target become all padding.
+        positions_N3: as `shift_targets` returns them.
+        shape: (B, R), R at least the most targets of any row; a row without one is all padding.
 
     Returns:
-        values_BR (differentiable in values_N) and mask_BR (bool), R = most targets of any row.
+        values_BR, differentiable in values_N.
     """
-    rows_N = positions[:, 0]
-    assert bool((rows_N[1:] >= rows_N[:-1]).all()), "positions must be in row-major order"
-    counts_B = torch.bincount(rows_N, minlength=batch_size)
-    width = int(counts_B.max()) if batch_size else 0
-    starts_B = counts_B.cumsum(0) - counts_B
-    columns_N = torch.arange(len(rows_N), device=rows_N.device) - starts_B[rows_N]
-    mask_BR = torch.arange(width, device=rows_N.device)[None] < counts_B[:, None]
-    empty_BR = values_N.new_zeros(batch_size, width)
-    return empty_BR.index_put((rows_N, columns_N), values_N), mask_BR
+    empty_BR = values_N.new_zeros(*shape)
+    return empty_BR.index_put((positions_N3[:, 0], positions_N3[:, 2]), values_N)

@@ -15,7 +15,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -25,11 +25,11 @@ from trainers.losses import Metrics
 from trainers.roles import Copy, Role, trained_roles
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
+class Outputs(NamedTuple):
     """What a copy's forward returns; a module fills in what it computes.
 
-    Axes as in `Batch`: B rows, R target tokens.
+    Axes as in `Batch`: B rows, R target tokens. A tuple, since only in tuples do ZeRO-3's hooks
+    find the tensors: without them the backward meets weights that are not gathered.
     """
 
     logprobs_BR: Tensor | None = None

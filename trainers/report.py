@@ -21,10 +21,10 @@ from trainers.report_charts import (
     human_bytes,
     judge_section,
     label,
-    memory_section,
     timeline_section,
 )
 from trainers.report_gallery import gallery_section
+from trainers.report_memory import memory_section
 from trainers.verdicts import all_warnings, percent, verdicts
 
 _ROLES = {

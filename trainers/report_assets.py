@@ -6,6 +6,7 @@ CSS = """
   --good: #0a7d4f; --bad: #c02a2a; --bad-bg: #fdeceb; --mark: #ffd2cc; --mark-fg: #7d1410;
   --ppo: #2a66d9; --dpo: #cf6200; --nsft: #07866a; --sft: #8a4fd3; --random: #7a818b;
   --kind0: #33608f; --kind1: #6fa1cf; --kind2: #b5cde3; --kind3: #d9b44a;
+  --kind4: #7a6bb0; --kind5: #9c9c9c; --kind6: #c4572f; --kind7: #5aa17f;
   --phase0: #3d7ab8; --phase1: #e0993a; --phase2: #4d9e6a; --phase3: #b45c9d; --phase4: #c9524a;
   --phase5: #7466b8; --phase6: #8f8a3a; --phase7: #5b8f99; }
 @media (prefers-color-scheme: dark) { :root {
@@ -13,6 +14,7 @@ CSS = """
   --good: #4fcf92; --bad: #ff8478; --bad-bg: #3a1d1c; --mark: #6e2a25; --mark-fg: #ffdcd7;
   --ppo: #76a6ff; --dpo: #f79b4b; --nsft: #3fcaa4; --sft: #bd97f7; --random: #a0a8b3;
   --kind0: #7fb2e6; --kind1: #4a7dae; --kind2: #2d4d6d; --kind3: #d9b44a;
+  --kind4: #7a6bb0; --kind5: #9c9c9c; --kind6: #c4572f; --kind7: #5aa17f;
   --phase0: #6ba3dc; --phase1: #eab05c; --phase2: #6fc08c; --phase3: #d184bc; --phase4: #e67b73;
   --phase5: #9c8fe0; --phase6: #bdb75f; --phase7: #83b9c3; } }
 * { box-sizing: border-box; }
@@ -89,6 +91,7 @@ ul.claims li > b { font-size: 16px; } ul.claims small { display: block; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }
 .legend i, h3 > i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; }
 h3 > i { margin-right: 8px; vertical-align: -1px; }
+.panel h4 { margin: 10px 0 4px; font-size: 13px; font-weight: 500; color: var(--muted); }
 .panel h3 small { display: block; margin-left: 20px; }
 .charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); }
 .panels { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); }

@@ -34,7 +34,6 @@ _JUDGE = (
     ("pair_accuracy_no_critique", "without a critique"),
     ("pair_accuracy_ground_truth_critique", "with the true critique"),
 )
-_KINDS = ("weights", "gradients", "optimizer")
 _MARKERS = (
     '<circle r="3.6"/>',
     '<rect x="-3.3" y="-3.3" width="6.6" height="6.6"/>',
@@ -165,55 +164,6 @@ def _polyline(name: str, line: Sequence[tuple[float, tuple[float, float] | None]
         if not crowded or number in (0, len(line) - 1):
             marks += f'<g transform="translate({place[0]} {place[1]})">{marker(name)}</g>'
     return f'<path class="line" style="stroke:{color(name)}" d="{path}"/>{marks}'
-
-
-def memory_section(comparison: Comparison) -> str:
-    """One bar for each copy of each arm, stacked by kind, all to one scale."""
-    totals = {
-        name: {copy: sum(kinds.values()) for copy, kinds in arm.bytes_by_copy.items()}
-        for name, arm in comparison.arms()
-    }
-    widest = max((total for copies in totals.values() for total in copies.values()), default=0)
-    if not widest:
-        return '<p class="muted">No memory was recorded.</p>'
-    kinds = sorted(
-        {k for _, arm in comparison.arms() for each in arm.bytes_by_copy.values() for k in each},
-        key=lambda k: (_KINDS.index(k) if k in _KINDS else len(_KINDS), k),
-    )
-    colors = {kind: f"var(--kind{min(i, 3)})" for i, kind in enumerate(kinds)}
-    groups = ""
-    for name, arm in comparison.arms():
-        if not arm.bytes_by_copy:
-            continue
-        held = [copy for copy in arm.copies_train if copy in arm.bytes_by_copy]
-        shared = [copy for copy in arm.bytes_by_copy if copy not in held]
-        rows = "".join(_memory_row(c, arm.bytes_by_copy[c], widest, colors, False) for c in held)
-        rows += "".join(_memory_row(c, arm.bytes_by_copy[c], widest, colors, True) for c in shared)
-        training = sum(totals[name][copy] for copy in held)
-        loop = sum(totals[name].values())
-        groups += (
-            f'<div class="panel"><h3><i style="background:{color(name)}"></i>{escape(label(name))}'
-            f" <small>{human_bytes(training)} in training, {human_bytes(loop)} in the loop</small>"
-            f"</h3>{rows}</div>"
-        )
-    return f'{swatches(colors)}<div class="panels">{groups}</div>'
-
-
-def _memory_row(
-    copy: str, kinds: Mapping[str, int], widest: int, colors: Mapping[str, str], shared: bool
-) -> str:
-    total = sum(kinds.values())
-    segments = "".join(
-        f'<b style="width:{100 * kinds[kind] / widest:.3f}%;background:{paint}" '
-        f'title="{escape(copy)} {escape(kind)}: {human_bytes(kinds[kind])}"></b>'
-        for kind, paint in colors.items()
-        if kinds.get(kind)
-    )
-    name = escape(copy.replace("_", " "))
-    return (
-        f'<div class="bar{" shared" if shared else ""}"><span>{name}</span>'
-        f"<div>{segments}</div><em>{human_bytes(total)}</em></div>"
-    )
 
 
 def timeline_section(comparison: Comparison) -> str:

@@ -12,6 +12,11 @@ from typing import Literal
 
 Role = Literal["policy", "critic", "reference", "reward"]
 SharedRole = Literal["rollout_engine", "judge"]
+ReferenceMode = Literal["own_copy", "adapter_off", "cached"]
+"""How the reference's log-probabilities are had: from a copy that stays, from the policy without
+its adapters, or before training only, so that no copy stays."""
+ReferenceSource = Literal["resident_copy", "passing_copy", "policy", "policy_without_adapters"]
+"""Who computes them; a passing copy is loaded for it and freed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +45,40 @@ def copies_in_loop(copies: tuple[Copy, ...]) -> tuple[str, ...]:
     own = copies_in_training(copies)
     judge = () if "reward" in own else ("judge",)
     return (*own, "rollout_engine", *judge)
+
+
+def reference_source(refreshed: tuple[Role, ...], mode: ReferenceMode) -> ReferenceSource:
+    """Who computes the reference's log-probabilities for a method with these `refreshed` roles.
+
+    A reference that takes the policy's weights after every round is the policy itself until the
+    round's first step, so that, when asked before training, it needs no second copy.
+    """
+    if mode == "own_copy":
+        return "resident_copy"
+    if mode == "adapter_off":
+        return "policy_without_adapters"
+    return "policy" if "reference" in refreshed else "passing_copy"
+
+
+def resident_in_training(copies: tuple[Copy, ...], mode: ReferenceMode) -> tuple[Role, ...]:
+    """Roles of the declared copies that hold weights of their own while training.
+
+    What a method declares stays 4, 2 or 1; of PPO's 4 there are 3 in memory when the reference is
+    the policy without adapters, or has given its values before.
+    """
+    return tuple(copy.role for copy in copies if copy.role != "reference" or mode == "own_copy")
+
+
+def resident_in_scoring(
+    copies: tuple[Copy, ...], refreshed: tuple[Role, ...], mode: ReferenceMode
+) -> tuple[Role, ...]:
+    """Roles of the declared copies that hold weights of their own while the round's rows get their
+    signals (the phase `logprobs`): those of the training step, and a passing reference.
+    """
+    passing = reference_source(refreshed, mode) == "passing_copy"
+    staying = resident_in_training(copies, mode)
+    return tuple(
+        copy.role
+        for copy in copies
+        if copy.role in staying or (copy.role == "reference" and passing)
+    )

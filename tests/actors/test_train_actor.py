@@ -22,14 +22,8 @@ LENGTHS = (3, 9, 1, 6, 12, 2, 5, 4)
 
 
 @pytest.fixture(scope="module")
-def actor():
-    from actors.train import TrainActor
-
-    actor = TrainActor(num_threads=2)
-    actor.connect(*actor.address())
-    yield actor
-    actor.unload()
-    torch.distributed.destroy_process_group()
+def actor(train_actor):
+    return train_actor
 
 
 @pytest.fixture

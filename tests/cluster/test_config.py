@@ -142,3 +142,41 @@ def test_the_random_arm_is_dpo_by_chance():
     arm = config.arm("random")
     assert arm.judge == "random" and arm.method == config.dpo and arm.seed == 3
     assert config.arm("nsft").judge is None and config.arm("nsft").method == config.nsft
+
+
+def test_adapter_off_needs_adapters():
+    text = message(CompareConfig, {"arms": ["ppo"], "train": {"reference": "adapter_off"}})
+    assert text.startswith("run.yaml: train.reference=adapter_off needs train.lora_rank above 0")
+    assert "train.reference=cached" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("lora_alpha", 8.0), ("lora_vision", True), ("lora_alpha", 0.0)]
+)
+def test_settings_of_adapters_need_adapters(setting, value):
+    text = message(CompareConfig, {"train": {setting: value}})
+    assert f"train.{setting}" in text
+    assert ("above 0" if value else "greater than 0") in text
+
+
+@pytest.mark.parametrize("name", ["ppo", "nsft", "sft"])
+def test_adapter_off_fits_a_reference_that_stays_the_base(name):
+    train = {"lora_rank": 8, "reference": "adapter_off"}
+    config = validate(RunConfig, {"method": {"name": name}, "train": train})
+    assert config.train.reference == "adapter_off"
+
+
+@pytest.mark.parametrize("arms", [["dpo"], ["ppo", "random"]])
+def test_adapter_off_is_refused_where_the_reference_moves(arms):
+    train = {"lora_rank": 8, "reference": "adapter_off"}
+    text = message(RunConfig, {"method": {"name": "dpo"}, "train": train})
+    assert text.startswith("run.yaml: train.reference=adapter_off does not fit method.name=dpo")
+    text = message(CompareConfig, {"arms": arms, "train": train})
+    assert f"does not fit arms={arms[-1]}" in text and "train.reference=cached" in text
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo", "nsft", "sft"])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_cached_fits_every_method(name, rank):
+    train = {"lora_rank": rank, "reference": "cached"}
+    assert validate(RunConfig, {"method": {"name": name}, "train": train})

@@ -36,8 +36,8 @@ def test_every_target_is_read_one_position_earlier(processing, samples, lengths)
     at = 0
     for index, length in enumerate(lengths):
         size = len(encoded[index].input_ids)
-        positions = [(index, size - length - 1 + step) for step in range(length)]
-        assert [tuple(p) for p in batch.positions_N2[at : at + length].tolist()] == positions
+        positions = [(index, size - length - 1 + step, step) for step in range(length)]
+        assert [tuple(p) for p in batch.positions_N3[at : at + length].tolist()] == positions
         assert batch.targets_N[at : at + length].tolist() == list(range(10, 10 + length))
         assert int(batch.last_B[index]) == size - 1
         assert int(batch.attention_mask_BT[index].sum()) == size
@@ -52,7 +52,7 @@ def test_a_longer_row_beside_it_changes_nothing_of_a_row(processing, samples):
     both, _ = batch_of(processing, rows)
     size = alone.input_ids_BT.shape[1]
     assert torch.equal(both.input_ids_BT[:1, :size], alone.input_ids_BT)
-    assert torch.equal(both.positions_N2[:3], alone.positions_N2)
+    assert torch.equal(both.positions_N3[:3], alone.positions_N3)
     assert torch.equal(both.targets_N[:3], alone.targets_N)
     assert torch.equal(both.model_inputs["pixel_values"][:1], alone.model_inputs["pixel_values"])
 

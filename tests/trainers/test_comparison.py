@@ -11,6 +11,7 @@ from trainers.comparison import (
     Comparison,
     CurvePoint,
     Evaluated,
+    Memory,
     MethodResult,
     PhaseSpan,
     load,
@@ -101,7 +102,16 @@ def test_gallery_round_trip(tmp_path: Path) -> None:
 def test_every_key_of_the_schema_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compare_json.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", page))))
-    for model in (Comparison, Evaluated, MethodResult, CurvePoint, PhaseSpan, Gallery, GalleryItem):
+    for model in (
+        Comparison,
+        Evaluated,
+        MethodResult,
+        Memory,
+        CurvePoint,
+        PhaseSpan,
+        Gallery,
+        GalleryItem,
+    ):
         assert set(model.model_fields) <= documented, model.__name__
 
 

@@ -19,7 +19,7 @@ def batch(mask, ref, margins) -> Batch:
     return Batch(
         input_ids_BT=torch.zeros(mask.shape, dtype=torch.long),
         attention_mask_BT=empty,
-        positions_N2=empty,
+        positions_N3=empty,
         targets_N=empty,
         last_B=empty,
         mask_BR=mask,

@@ -27,7 +27,7 @@ def test_shift_targets_by_hand():
     # Row 0 wants tokens 7 and 8 (at 2, 3), predicted at 1, 2; row 1 wants token 3 (at 2), from 1.
     mask_BT = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0]])
     positions, targets_N = shift_targets(ids_BT, mask_BT)
-    assert positions.tolist() == [[0, 1], [0, 2], [1, 1]]
+    assert positions.tolist() == [[0, 1, 0], [0, 2, 1], [1, 1, 0]]
     assert targets_N.tolist() == [7, 8, 3]
 
 
@@ -94,8 +94,6 @@ def test_a_head_of_zeros_is_uniform_over_what_is_allowed():
 
 def test_bad_arguments_are_refused():
     hidden_NH, head, targets_N = make(2)
-    with pytest.raises(ValueError, match=r"\[10\].*banned"):
-        token_logprobs(hidden_NH, head, torch.tensor([1, 10]), banned_ids=torch.tensor([10]))
     with pytest.raises(ValueError, match="temperature"):
         token_logprobs(hidden_NH, head, targets_N, temperature=0.0)
     with pytest.raises(ValueError, match="chunk_size"):
@@ -180,16 +178,23 @@ def test_chunk_size_changes_neither_values_nor_gradients(n, chunk, banned, seed)
     assert_close(plain_N, expected_N)
 
 
+def test_a_banned_target_has_probability_zero():
+    hidden_NH, head, _ = make(2)
+    targets_N = torch.tensor([1, 10])
+    logprobs_N, _ = token_logprobs(hidden_NH, head, targets_N, banned_ids=torch.tensor([10]))
+    assert torch.isfinite(logprobs_N[0]) and logprobs_N[1] == -torch.inf
+
+
 def test_pad_targets_by_hand():
-    positions = torch.tensor([[0, 1], [0, 2], [2, 4]])
-    values_BR, mask_BR = pad_targets(torch.tensor([1.0, 2.0, 3.0]), positions, batch_size=3)
+    positions_N3 = torch.tensor([[0, 1, 0], [0, 2, 1], [2, 4, 0]])
+    values_BR = pad_targets(torch.tensor([1.0, 2.0, 3.0]), positions_N3, (3, 2))
     assert values_BR.tolist() == [[1, 2], [0, 0], [3, 0]]
-    assert mask_BR.tolist() == [[True, True], [False, False], [True, False]]
 
 
 def test_pad_targets_passes_gradients():
     values_N = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    values_BR, _ = pad_targets(values_N, torch.tensor([[0, 0], [1, 0], [1, 1]]), 2)
+    positions_N3 = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1]])
+    values_BR = pad_targets(values_N, positions_N3, (2, 2))
     (values_BR * torch.tensor([[2.0, 5.0], [3.0, 4.0]])).sum().backward()
     assert_close(values_N.grad, torch.tensor([2.0, 3.0, 4.0]))
 
@@ -206,9 +211,10 @@ def test_shift_and_pad_keep_order_and_ignore_padding(data, rows, width, extra):
     mask_BT[:, 0] = False
     ids_BT = torch.arange(rows * width).reshape(rows, width)
     positions, targets_N = shift_targets(ids_BT, mask_BT)
-    values_BR, mask_BR = pad_targets(targets_N.float(), positions, rows)
-    for row in range(rows):
-        assert values_BR[row][mask_BR[row]].tolist() == ids_BT[row][mask_BT[row]].tolist()
+    values_BR = pad_targets(targets_N.float(), positions, (rows, width))
+    for row, count in enumerate(mask_BT.sum(1)):
+        assert values_BR[row, :count].tolist() == ids_BT[row][mask_BT[row]].tolist()
+        assert not values_BR[row, count:].any()
     padded = torch.nn.functional.pad
     again, targets_again_N = shift_targets(
         padded(ids_BT, (0, extra), value=-1), padded(mask_BT, (0, extra), value=False)

@@ -97,7 +97,7 @@ def test_another_number_of_images_names_the_row(processing, samples, images):
 
 
 def test_placeholder_is_never_a_target(processing, samples):
-    with pytest.raises(ValueError, match="row r7: an image placeholder"):
+    with pytest.raises(ValueError, match="row r7: <image> among the target tokens"):
         processing.encode(
             "r7",
             samples[0].prompt,

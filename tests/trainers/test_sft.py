@@ -19,7 +19,7 @@ def test_loss_is_the_mean_nll_over_tokens():
     batch = Batch(
         input_ids_BT=torch.zeros(2, 3, dtype=torch.long),
         attention_mask_BT=empty,
-        positions_N2=empty,
+        positions_N3=empty,
         targets_N=empty,
         last_B=empty,
         mask_BR=mask,

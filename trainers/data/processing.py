@@ -61,6 +61,7 @@ class Processing:
         pad_id = self.tokenizer.pad_token_id
         self.pad_id = self.eos_id if pad_id is None else int(pad_id)
         self.image_token_id = int(self.config["image_token_index"])
+        self._banned = np.array(self.banned_ids(), dtype=np.int64)
         self._cache: OrderedDict[tuple[str, ...], dict[str, Tensor]] = OrderedDict()
         self._cached_bytes = 0
         self._cache_bytes = cache_bytes
@@ -148,9 +149,17 @@ class Processing:
             sampled = np.asarray(response_ids, dtype=np.int64)
             input_ids = np.concatenate([input_ids, sampled])
             target_mask = np.concatenate([target_mask, np.ones(len(sampled), dtype=bool)])
-        if (input_ids[target_mask] == self.image_token_id).any():
-            raise ValueError(f"row {id}: an image placeholder token is among the target tokens")
+        self._refuse_banned(id, input_ids[target_mask])
         return Encoded(input_ids, target_mask, model_inputs)
+
+    def _refuse_banned(self, id: str, targets: np.ndarray) -> None:
+        hit = self._banned[np.isin(self._banned, targets)]
+        if len(hit):
+            names = self.tokenizer.convert_ids_to_tokens(hit[:3].tolist())
+            raise ValueError(
+                f"row {id}: {', '.join(map(str, names))} among the target tokens, which no "
+                "policy can emit; a placeholder or special token may stand in the text"
+            )
 
     def _segments(self, id: str, turns: Sequence[Turn], *, context: int) -> list[tuple[str, bool]]:
         """Split the template's text into context and target parts, in order.

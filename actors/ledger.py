@@ -1,0 +1,179 @@
+"""One process's side of the memory ledger: what it holds at each phase's end, and its peaks.
+
+Tensors that stay (weights, optimiser states) are read from the objects that own them. Tensors that
+come and go are tracked in the largest batch so far of each phase (`actors.tracker`), so that most
+batches cost nothing. On a GPU the allocator's maximum is the truth and activations are what is left
+of it; on a CPU, whose allocator keeps none, the tracked sum is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from actors.memory import storage_bytes
+from actors.tracker import StorageTracker, live_tensors
+
+Tensors = Mapping[str, Iterable[Tensor]]
+TRANSIENT = ("gradients", "activations", "logits")
+"""Kinds that are there at a peak and may be gone at the phase's end."""
+GROWTH = 1.05
+"""A batch is tracked again when it is larger than the largest tracked one by this factor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One process at the end of one phase, bytes."""
+
+    copies: dict[str, dict[str, int]]
+    """copy -> kind -> bytes at the process's peak in the phase; `process` for what is no copy's."""
+    parked: dict[str, dict[str, int]] = field(default_factory=dict)
+    """copy -> kind -> bytes that are parked in host memory."""
+    alone: frozenset[str] = frozenset()
+    """Copies that were on the device for their turn only."""
+    runtime: int
+    """Bytes of the process that are no tensors."""
+    source: str
+    """`storages` or `allocator`: where the sum of `copies` comes from."""
+
+
+class PhaseMeter:
+    """Collects a process's peaks between phase boundaries."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[str, tuple[str, dict[str, int]]] = {}
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._active: set[str] = set()
+        self._unattributed: int | None = None
+        _reset_peaks()
+
+    def forget(self) -> None:
+        """Drop the peaks of an earlier copy; for when a new one is loaded."""
+        self._peaks.clear()
+        self._sizes.clear()
+        self._active.clear()
+        self._unattributed = None
+
+    @contextmanager
+    def track(
+        self, phase: str, copy: str, size: int, held: Callable[[], Tensors], vocab_size: int | None
+    ) -> Iterator[StorageTracker | None]:
+        """Count one batch of `size` tokens, if it is the largest of its phase and copy so far.
+
+        Yields the tracker, or None where this batch is not tracked.
+        """
+        self._active.add(phase)
+        key = (phase, copy)
+        if size <= GROWTH * self._sizes.get(key, 0):
+            yield None
+            return
+        self._sizes[key] = size
+        with StorageTracker(held(), vocab_size) as tracker:
+            yield tracker
+            for kind, tensors in held().items():
+                tracker.name(kind, tensors)
+        self._peaks[phase] = (copy, tracker.at_peak())
+
+    def read(
+        self,
+        phase: str,
+        held: Mapping[str, Mapping[str, int]],
+        parked: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> Reading:
+        """The phase that ends now; the next one starts with fresh peaks.
+
+        Args:
+            phase: its name.
+            held: copy -> kind -> bytes on the device that stay.
+            parked: copy -> kind -> bytes in host memory that stay.
+        """
+        copies = {copy: dict(kinds) for copy, kinds in held.items()}
+        parked = parked or {}
+        alone: frozenset[str] = frozenset()
+        if phase in self._active and phase in self._peaks:
+            copy, at_peak = self._peaks[phase]
+            if copy in parked:
+                copies[copy], alone = dict(at_peak), frozenset({copy})
+            elif copy in copies:
+                for kind in TRANSIENT:
+                    if size := max(at_peak.get(kind, 0), copies[copy].get(kind, 0)):
+                        copies[copy][kind] = size
+            else:  # it was there for this phase only
+                copies[copy] = dict(at_peak)
+        self._active.clear()
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        reading = _on_gpu(copies) if on_gpu else self._on_cpu(copies, held, parked)
+        reading = replace(reading, alone=alone)
+        _reset_peaks()
+        return reading
+
+    def _on_cpu(
+        self,
+        copies: dict[str, dict[str, int]],
+        held: Mapping[str, Mapping[str, int]],
+        parked: Mapping[str, Mapping[str, int]],
+    ) -> Reading:
+        if self._unattributed is None and (held or parked):
+            claimed = sum(sum(kinds.values()) for kinds in (*held.values(), *parked.values()))
+            packed = sum(kinds.get("packed_weights", 0) for kinds in held.values())
+            self._unattributed = max(0, storage_bytes(live_tensors()) - claimed + packed)
+        copies["process"] = {"unattributed": self._unattributed or 0}
+        tensors = sum(sum(kinds.values()) for kinds in (*copies.values(), *parked.values()))
+        return Reading(
+            copies=copies,
+            parked={copy: dict(kinds) for copy, kinds in parked.items()},
+            runtime=max(0, resident_peak() - tensors),
+            source="storages",
+        )
+
+
+def _on_gpu(copies: dict[str, dict[str, int]]) -> Reading:
+    """Make the rows add up to the allocator's maximum: activations are what is left of it."""
+    most, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    known = sum(sum(kinds.values()) for kinds in copies.values())
+    working = next((kinds for kinds in copies.values() if "activations" in kinds), None)
+    process = copies.setdefault("process", {})
+    if working is not None:
+        working["activations"] = max(0, working["activations"] + most - known)
+    else:
+        process["unattributed"] = max(0, most - known)
+    process["allocator_slack"] = reserved - most
+    return Reading(copies=copies, runtime=_nvml_bytes() - reserved, source="allocator")
+
+
+def _nvml_bytes() -> int:
+    """Bytes of this process on its GPU as the driver counts them, CUDA context included."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(
+        "GPU-" + str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    )
+    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+        if process.pid == os.getpid():
+            return int(process.usedGpuMemory or 0)
+    # In a container the driver knows the process by another number.
+    return int(torch.cuda.max_memory_reserved())
+
+
+def resident_peak() -> int:
+    """Largest resident set of this process since `_reset_peaks`, bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _reset_peaks() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not permitted in some containers: the peak is then the process's whole life's
+        return

@@ -1,0 +1,85 @@
+"""Options of `quartet plan`, and what they mean; no heavy import."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from trainers.data.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.planner.plan import Settings
+
+METHODS = ("ppo", "dpo", "nsft", "sft")
+EPILOG = """
+examples:
+  quartet plan --model qwen2.5-vl-7b --gpu h100
+  quartet plan --model llava-1.5-7b --gpu 24gb --lora 64 --reference adapter_off --sleep
+  quartet plan --model ./my-model --gpu a100-80 --gpus 8 --method ppo --offload optimizer --json
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Put the planner's options on `parser`."""
+    add = parser.add_argument
+    add("--model", required=True, help="preset name, or a folder with a config.json")
+    add("--gpu", default="h100", help="card by name (h100, a100-40, rtx4090) or size (24gb)")
+    add("--gpus", type=_count, help="number of GPUs (default: the smallest that fits)")
+    add("--nodes", type=_count, help="number of nodes; with --gpus, GPUs of each")
+    add("--method", default="all", choices=("all", *METHODS))
+    add("--zero", type=int, default=3, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage (3)")
+    add("--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; 0 trains all")
+    add("--lora-vision", action="store_true", help="adapters in the vision tower, too")
+    add("--reference", default="own_copy", choices=("own_copy", "adapter_off", "cached"))
+    add("--offload", choices=("optimizer",), help="optimiser states and masters on the host")
+    add("--sleep", action="store_true", help="engines leave the GPU while others work")
+    add("--time-slice", action="store_true", help="one copy on the GPU at a time")
+    add("--no-checkpointing", action="store_true", help="keep all activations")
+    add("--float32", action="store_true", help="instead of bfloat16")
+    add("--micro-batch", type=_count, default=2, metavar="ROWS", help="a pair is two rows (2)")
+    add("--prompt", type=_count, default=128, metavar="TOKENS", help="beside the image (128)")
+    add("--response", type=_count, default=512, metavar="TOKENS", help="(512)")
+    add("--images", type=_count, default=1, help="per prompt (1)")
+    add("--sequences", type=_count, default=32, help="responses that an engine writes at once (32)")
+    add("--chunk", type=_count, default=512, metavar="TOKENS", help="logits at once (512)")
+    add("--json", action="store_true", help="print JSON only")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The planner's settings.
+
+    Raises:
+        UserError: options that do not go together.
+    """
+    from cluster.planner.plan import Settings
+
+    if arguments.reference == "adapter_off" and not arguments.lora:
+        raise UserError(
+            "--reference adapter_off needs --lora RANK: without adapters there is nothing to turn "
+            "off; --reference cached does without a copy, too"
+        )
+    if arguments.lora_vision and not arguments.lora:
+        raise UserError("--lora-vision needs --lora RANK")
+    return Settings(
+        zero_stage=arguments.zero,
+        bf16=not arguments.float32,
+        lora_rank=arguments.lora,
+        lora_vision=arguments.lora_vision,
+        gradient_checkpointing=not arguments.no_checkpointing,
+        reference=arguments.reference,
+        micro_batch_size=arguments.micro_batch,
+        text_tokens=arguments.prompt,
+        response_tokens=arguments.response,
+        images=arguments.images,
+        max_num_seqs=arguments.sequences,
+        chunk_size=arguments.chunk,
+        sleep=arguments.sleep,
+        time_slice=arguments.time_slice,
+        optimizer_device="cpu" if arguments.offload else "device",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)

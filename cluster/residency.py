@@ -1,0 +1,112 @@
+"""Which copies are in memory, and where: loading, taking turns on the device, counting bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from actors.train import TrainSpec
+from cluster.arm import Arm
+from cluster.session import Session
+from trainers.roles import resident_in_training
+
+
+def place(session: Session, arm: Arm) -> None:
+    """Load the copies that stay in the method's training step, and free every other one."""
+    resident = resident_in_training(arm.method.copies, arm.config.train.reference)
+    with arm.phase("load"):
+        for role in {"critic", "reference"} - set(resident):
+            session.unload(role)
+        for role in arm.method.trained:
+            session.load_trainer(role, train_spec(arm, role))
+            take_turns(session, arm, role)
+        if "reference" in resident:
+            load_reference(session, arm)
+            take_turns(session, arm, "reference")
+        take_turns(session, arm, "judge")
+
+
+def take_turns(session: Session, arm: Arm, role: str) -> None:
+    """Under time slicing, send a copy that was just loaded or used to host memory."""
+    if arm.config.train.time_slice and session.has(role):
+        begun = time.perf_counter()
+        arm.result.memory.moved_bytes += session.park(role)
+        arm.result.memory.moving_seconds += time.perf_counter() - begun
+
+
+def wake_all(session: Session, arm: Arm) -> None:
+    """Bring the trained copies back to stay, for whoever saves or evaluates them."""
+    if arm.config.train.time_slice:
+        for role in arm.method.trained:
+            session.wake(role)
+
+
+@contextmanager
+def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
+    """Inside, the roles' copies are on the device; after it they are again in host memory, if the
+    run is one in which copies take turns.
+    """
+    if arm.config.train.time_slice:
+        begun = time.perf_counter()
+        arm.result.memory.moved_bytes += sum(session.wake(role) for role in roles)
+        arm.result.memory.moving_seconds += time.perf_counter() - begun
+    try:
+        yield
+    finally:
+        for role in roles:
+            take_turns(session, arm, role)
+
+
+def load_reference(session: Session, arm: Arm) -> None:
+    """The model that the run starts from, as a frozen copy."""
+    ray.get(
+        session.actor("reference").load.remote(
+            arm.model_dir,
+            arm.image_root,
+            temperature=arm.config.rollout.temperature,
+            bf16=arm.config.train.bf16,
+        )
+    )
+
+
+def train_spec(arm: Arm, role: str) -> TrainSpec:
+    """What the trainer of `role` loads."""
+    train = arm.config.train
+    return TrainSpec(
+        role=role,
+        model_dir=arm.critic_dir if role == "critic" else arm.model_dir,
+        image_root=arm.image_root,
+        temperature=arm.config.rollout.temperature,
+        zero_stage=train.zero_stage,
+        micro_batch_size=train.micro_batch_size,
+        gradient_clip=train.gradient_clip,
+        betas=(train.adam_beta1, train.adam_beta2),
+        weight_decay=train.weight_decay,
+        bf16=train.bf16,
+        gradient_checkpointing=train.gradient_checkpointing,
+        lora_rank=train.lora_rank,
+        lora_alpha=train.lora_alpha,
+        lora_vision=train.lora_vision,
+        lora_seed=arm.config.seed,
+    )
+
+
+def measure_memory(session: Session, arm: Arm) -> dict[str, dict[str, int]]:
+    """Bytes by copy and kind of what exists now, each storage counted once per process."""
+    sizes: dict[str, dict[str, int]] = {}
+    for role in arm.method.trained:
+        ranks = ray.get(session.trainer(role).call("memory"))
+        sizes[role] = {kind: sum(rank[kind] for rank in ranks) for kind in ranks[0]}
+    judge = ray.get(session.actor("judge").memory.remote()) if session.has("judge") else {}
+    frozen = {copy.role for copy in arm.method.copies if not copy.trained}
+    if "reference" in frozen and session.has("reference"):
+        sizes["reference"] = ray.get(session.actor("reference").memory.remote())
+    if "reward" in judge:
+        sizes["reward" if "reward" in frozen else "judge"] = judge["reward"]
+        sizes["judge_engine"] = judge["judge_engine"]
+    if session.has("rollout"):
+        sizes["rollout_engine"] = ray.get(session.actor("rollout").memory.remote())
+    return {copy: kinds for copy, kinds in sizes.items() if kinds}

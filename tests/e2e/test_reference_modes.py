@@ -1,0 +1,91 @@
+"""Adapters, and a reference without a copy of its own, on the real stack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.config import RunConfig, validate
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+
+ROUNDS = 2
+ADAPTER_BYTES = 4 * 4 * 3 * (4 * (128 + 128) + 3 * (128 + 256))
+"""float32, rank 4, 3 layers: q, k, v, o of 128 -> 128, three of the MLP between 128 and 256."""
+
+
+def train(stack, model: str, method: dict[str, Any], **settings: Any):
+    """A short run; its result and its folder."""
+    from cluster import run
+    from trainers.comparison import load
+
+    output = stack.root / f"{method['name']}-{settings['reference']}-{settings.get('lora_rank', 0)}"
+    values = {
+        "output": str(output),
+        "rounds": ROUNDS,
+        "model": model,
+        "judge": "tests.e2e.judge_functions:length",
+        "method": method,
+        "rollout": {"num_prompts": 6, "num_rollouts_per_prompt": 4, "max_tokens": 24},
+        "train": {"parity_rollouts": 6, **settings},
+        "eval": {"num_scenes": 2, "num_curve_scenes": 0},
+        "num_threads": 1,
+    }
+    assert run.train(validate(RunConfig, values)) == 0
+    (folder,) = output.iterdir()
+    result = load(folder / "compare.json").methods[method["name"]]
+    assert result.failure is None
+    # The engine answers with merged weights as the trainer does with the adapters beside the base.
+    assert all(point.parity < 1e-5 for point in result.curve if point.round)
+    return result, folder
+
+
+PPO = {"name": "ppo", "minibatch_size": 8, "learning_rate": 1e-2}
+DPO = {"name": "dpo", "minibatch_size": 8, "learning_rate": 1e-3, "pairs": {"margin": 0.0}}
+
+
+def test_ppo_on_adapters_is_its_own_reference(stack, tiny_model):
+    result, folder = train(stack, tiny_model, PPO, lora_rank=4, reference="adapter_off")
+    first, second = (point for point in result.curve if point.round)
+    assert first.kl == 0  # adapters that add nothing yet, to the bit
+    assert abs(second.kl) > 1e-4
+    for point in (first, second):
+        assert point.extra["first/policy/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert result.copies_train == ["policy", "critic", "reference", "reward"]
+    assert "reference" not in result.bytes_by_copy
+    assert result.bytes_by_copy["policy"]["gradients"] == ADAPTER_BYTES
+    assert result.bytes_by_copy["critic"]["gradients"] == ADAPTER_BYTES + 4 * 128  # and its head
+    # What is saved is a plain model: only the language model's matrices have moved.
+    base = load_file(f"{tiny_model}/model.safetensors")
+    final = load_file(folder / "final" / "model.safetensors")
+    assert base.keys() == final.keys()
+    moved = {name for name, tensor in base.items() if not torch.equal(tensor, final[name])}
+    assert len(moved) == 3 * 7 and all("_proj.weight" in name for name in moved)
+    assert not any("vision" in name for name in moved)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_dpo_needs_no_second_copy(stack, tiny_model, rank):
+    result, _ = train(stack, tiny_model, DPO, lora_rank=rank, reference="cached")
+    for point in (point for point in result.curve if point.round):
+        # In every round the reference is the policy that the round starts with: ln 2.
+        assert point.extra["first/loss"] == pytest.approx(0.693147, abs=1e-5)
+        assert point.extra["steps"] >= 1
+    assert result.copies_train == ["policy", "reference"]
+    assert "reference" not in result.bytes_by_copy
+    assert "refresh" not in result.seconds_by_phase
+
+
+@pytest.mark.slow
+def test_a_passing_reference_gives_what_a_resident_one_gives(stack, tiny_model):
+    resident, _ = train(stack, tiny_model, PPO, reference="own_copy")
+    passing, _ = train(stack, tiny_model, PPO, reference="cached")
+    assert set(resident.bytes_by_copy["reference"]) == {"weights"}
+    assert "reference" not in passing.bytes_by_copy
+    # Same seed, same answers in the first round, and a base that does not move in the second.
+    for mode in (resident, passing):
+        first, second = (point for point in mode.curve if point.round)
+        assert abs(first.kl) < 1e-4 < abs(second.kl)
