@@ -9,7 +9,7 @@ of it; on a CPU, whose allocator keeps none, the tracked sum is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +20,6 @@ from torch import Tensor
 from actors.memory import storage_bytes
 from actors.tracker import StorageTracker, live_tensors
 
-Tensors = Mapping[str, Iterable[Tensor]]
-TRANSIENT = ("gradients", "activations", "logits")
-"""Kinds that are there at a peak and may be gone at the phase's end."""
 GROWTH = 1.05
 """A batch is tracked again when it is larger than the largest tracked one by this factor."""
 
@@ -62,7 +59,12 @@ class PhaseMeter:
 
     @contextmanager
     def track(
-        self, phase: str, copy: str, size: int, held: Callable[[], Tensors], vocab_size: int | None
+        self,
+        phase: str,
+        copy: str,
+        size: int,
+        held: Callable[[], dict[str, list[Tensor]]],
+        vocab_size: int | None,
     ) -> Iterator[StorageTracker | None]:
         """Count one batch of `size` tokens, if it is the largest of its phase and copy so far.
 
@@ -76,7 +78,8 @@ class PhaseMeter:
         self._sizes[key] = size
         with StorageTracker(held(), vocab_size) as tracker:
             yield tracker
-            for kind, tensors in held().items():
+            # What belongs to two kinds is the first's, as `actors.memory` counts.
+            for kind, tensors in reversed(held().items()):
                 tracker.name(kind, tensors)
         self._peaks[phase] = (copy, tracker.at_peak())
 
@@ -98,12 +101,13 @@ class PhaseMeter:
         alone: frozenset[str] = frozenset()
         if phase in self._active and phase in self._peaks:
             copy, at_peak = self._peaks[phase]
-            if copy in parked:
+            if copy in copies:
+                away = parked.get(copy, {})
+                for kind, size in at_peak.items():
+                    if kind not in away:
+                        copies[copy][kind] = max(size, copies[copy].get(kind, 0))
+            elif copy in parked:
                 copies[copy], alone = dict(at_peak), frozenset({copy})
-            elif copy in copies:
-                for kind in TRANSIENT:
-                    if size := max(at_peak.get(kind, 0), copies[copy].get(kind, 0)):
-                        copies[copy][kind] = size
             else:  # it was there for this phase only
                 copies[copy] = dict(at_peak)
         self._active.clear()

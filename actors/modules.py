@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.batch import Batch
-from trainers.logprobs import pad_targets, token_logprobs
+from trainers.logprobs import CHUNK_SIZE, pad_targets, token_logprobs
 from trainers.method import Outputs
 
 HEAD_FILE = "reward/score_head.safetensors"
@@ -55,10 +55,18 @@ def hidden_states(vlm: Any, batch: Batch) -> Tensor:
 class PolicyModule(nn.Module):
     """Log-probabilities of the target tokens: the policy, and (frozen) the reference."""
 
-    def __init__(self, vlm: Any, *, banned_ids: list[int], temperature: float = 1.0):
+    def __init__(
+        self,
+        vlm: Any,
+        *,
+        banned_ids: list[int],
+        temperature: float = 1.0,
+        chunk_size: int = CHUNK_SIZE,
+    ):
         super().__init__()
         self.vlm = vlm
         self.temperature = temperature
+        self.chunk_size = chunk_size
         self.register_buffer("banned_ids", torch.tensor(banned_ids), persistent=False)
 
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
@@ -71,6 +79,7 @@ class PolicyModule(nn.Module):
             batch.targets_N,
             temperature=self.temperature,
             banned_ids=self.get_buffer("banned_ids"),
+            chunk_size=self.chunk_size,
             with_entropy=with_entropy,
         )
         shape = batch.mask_BR.shape

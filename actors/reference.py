@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from actors.ledger import PhaseMeter, Reading
-from actors.memory import storage_bytes, storages
+from actors.memory import module_bytes, storages
 from actors.modules import PolicyModule, load_vlm
 from actors.parking import Parking
 from actors.train import score_rows
+from actors.train_spec import TrainSpec
 from actors.weight_sync import Bucket, checkpoint_tensors, open_bucket
 from trainers.batch import Batch, Row
 from trainers.data.images import ImageStore
@@ -36,14 +37,17 @@ class ReferenceActor:
         """Do the slow imports now."""
         import transformers.models.llava.modeling_llava  # noqa: F401
 
-    def load(
-        self, model_dir: str, image_root: str, *, temperature: float = 1.0, bf16: bool = False
-    ) -> None:
-        """Build the frozen module from `model_dir`."""
+    def load(self, spec: TrainSpec) -> None:
+        """Build the frozen module as `spec` says of a policy."""
         self.meter.forget()
-        self.processing = Processing(model_dir, ImageStore(image_root))
-        vlm = load_vlm(model_dir, torch.bfloat16 if bf16 else torch.float32)
-        module = PolicyModule(vlm, banned_ids=self.processing.banned_ids(), temperature=temperature)
+        self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
+        vlm = load_vlm(spec.model_dir, torch.bfloat16 if spec.bf16 else torch.float32)
+        module = PolicyModule(
+            vlm,
+            banned_ids=self.processing.banned_ids(),
+            temperature=spec.temperature,
+            chunk_size=spec.chunk_size,
+        )
         self._module = module.eval().requires_grad_(False).to(self.device)
 
     def unload(self) -> None:
@@ -106,4 +110,4 @@ class ReferenceActor:
         if self._module is None:
             return {}
         parked = self._parking.num_bytes
-        return {"weights": parked or storage_bytes(self._tensors())}
+        return {"weights": parked or module_bytes(self._module)}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
-from actors.memory import storage_bytes
+from actors.memory import module_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
 from actors.parking import Parking
 from rewards.base import Judge, JudgeItem, Judgement
@@ -174,7 +174,7 @@ class CritiqueJudge:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the scoring module: the copy `reward`."""
-        return {"weights": self._parking.num_bytes or storage_bytes(self._tensors())}
+        return {"weights": self._parking.num_bytes or module_bytes(self.module)}
 
     def engine_memory(self) -> dict[str, int]:
         """Bytes of the engine that writes critiques: the shared row `judge_engine`."""

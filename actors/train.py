@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from actors.extensions import load_extensions
 from actors.ledger import PhaseMeter, Reading
 from actors.lora import adapters_off, add_adapters
-from actors.memory import engine_bytes, engine_tensors, storage_bytes
+from actors.memory import engine_bytes, engine_tensors, module_bytes
 from actors.modules import (
     CriticModule,
     PolicyModule,
@@ -34,6 +33,7 @@ from actors.modules import (
 )
 from actors.parking import Parking
 from actors.tracker import StorageTracker
+from actors.train_spec import TrainSpec, deepspeed_config
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
 from trainers.batch import Batch, Group, Row, collate, encode_row, unpad
 from trainers.data.images import ImageStore
@@ -55,38 +55,10 @@ class LossFunction(Protocol):
         """Scalar loss of a micro-batch and its metrics."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSpec:
-    """What to load into a `TrainActor`."""
-
-    role: str
-    """`policy`, `critic` or `reward`."""
-    model_dir: str
-    image_root: str
-    temperature: float = 1.0
-    zero_stage: int = 0
-    micro_batch_size: int = 64
-    """Rows per forward and backward; groups are never split."""
-    gradient_clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    frozen: tuple[str, ...] = ()
-    """Parameters whose name contains one of these are not trained, for example `vision_tower`."""
-    muon_ratio: float | None = None
-    """With a ratio, DeepSpeed's Muon takes the weight matrices, at this multiple of the learning
-    rate, and AdamW the rest (embeddings, head, norms). Without, AdamW takes all."""
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    lora_rank: int = 0
-    """Above 0 the VLM is frozen and adapters of this rank are trained, and the head, if any."""
-    lora_alpha: float | None = None
-    """Twice the rank by default."""
-    lora_vision: bool = False
-    """Adapters on vision tower and projector, too."""
-    lora_seed: int = 0
-    """Of the adapters' start."""
-
-
+OFFLOADED = ("optimizer", "masters", "gradients", "communication")
+"""Kinds that DeepSpeed keeps where it steps: with the states go the gradients and the buffers that
+both cross by, but for one scratch of the largest parameter.
+"""
 Stream = Callable[[Processing, int, int], Iterator[list[Batch]]]
 """From (processing, rank, world size) to this rank's share of endless minibatches, each a list of
 micro-batches, made inside the training process."""
@@ -159,23 +131,16 @@ class TrainActor:
                 raise ValueError(f"{spec.model_dir}: no parameter to freeze is named {part!r}")
             for parameter in matching:
                 parameter.requires_grad_(False)
+        trained = [p for p in module.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=[p for p in module.parameters() if p.requires_grad],
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": spec.gradient_clip,
-                "zero_optimization": {"stage": spec.zero_stage},
-                "bf16": {"enabled": spec.bf16},
-                "optimizer": _optimizer_config(spec),
-                "steps_per_print": 10**9,
-            },
+            model_parameters=trained,
+            config=deepspeed_config(spec, sum(p.numel() for p in trained)),
         )
         self.device: torch.device = self._engine.device
         gc.collect()  # what reading the checkpoint left in cycles
         self.steps = 0
-        self._bytes: dict[str, int] = {"weights": storage_bytes(module.state_dict().values())}
+        self._bytes: dict[str, int] = {"weights": module_bytes(module)}
 
     def _build(self, spec: TrainSpec, dtype: torch.dtype) -> nn.Module:
         if spec.role == "reward":
@@ -184,7 +149,9 @@ class TrainActor:
         if spec.role == "critic":
             return CriticModule(vlm)
         banned = self.processing.banned_ids()
-        return PolicyModule(vlm, banned_ids=banned, temperature=spec.temperature)
+        return PolicyModule(
+            vlm, banned_ids=banned, temperature=spec.temperature, chunk_size=spec.chunk_size
+        )
 
     def unload(self) -> None:
         """Free the copy: weights, gradients and optimiser states."""
@@ -205,7 +172,15 @@ class TrainActor:
             return self.meter.read(phase, {})
         if self._parking.parked:
             return self.meter.read(phase, {}, {self.spec.role: self._parked_bytes})
-        return self.meter.read(phase, {self.spec.role: engine_bytes(self._engine)})
+        on_device, on_host = self._bytes_by_place()
+        return self.meter.read(phase, on_device, on_host)
+
+    def _bytes_by_place(self) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+        kinds, role = engine_bytes(self._engine), self.spec.role
+        away = {}
+        if self.spec.offload_optimizer != "none":
+            away = {kind: kinds.pop(kind) for kind in OFFLOADED if kind in kinds}
+        return {role: kinds}, {role: away} if away else {}
 
     def park(self) -> int:
         """Move the copy to host memory until `wake`. Returns the bytes moved."""
@@ -435,16 +410,6 @@ class TrainActor:
         )
         if reward_settings is not None:
             save_score_head(module, target, reward_settings)
-
-
-def _optimizer_config(spec: TrainSpec) -> dict[str, Any]:
-    params: dict[str, Any] = {
-        "lr": 0.0,  # set before every step
-        "betas": list(spec.betas),
-        "weight_decay": spec.weight_decay,
-        "torch_adam": True,
-    }
-    return {"type": "AdamW" if spec.muon_ratio is None else "Muon", "params": params}
 
 
 def score_rows(

@@ -33,7 +33,7 @@ import trainers.drawn_vision
 from actors.engine import EngineSpec
 from actors.reward import CritiqueJudge, evaluator_turns
 from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
-from actors.train import TrainSpec
+from actors.train_spec import TrainSpec
 from cluster.session import Session, TrainGroup
 from rewards.critique import CRITIQUE_REQUEST
 from rewards.drawn_pairs import CRITIQUE_MIXTURE, PreferenceExample, preference_examples

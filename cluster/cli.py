@@ -80,6 +80,21 @@ def build_parser() -> argparse.ArgumentParser:
     plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
     add_options(plan)
 
+    bench = verb("bench", "what each method's training step really holds, next to the plan")
+    bench.add_argument("what", choices=("memory",))
+    bench.add_argument(
+        "--models", nargs="+", default=["drawn"], help="drawn, drawn-wide, or model folders"
+    )
+    bench.add_argument("--methods", nargs="+", default=list(METHOD_NAMES))
+    bench.add_argument(
+        "--batch", type=_count, default=16, help="rollouts: rows of PPO, twice the pairs (16)"
+    )
+    bench.add_argument("--sequence", type=_count, default=48, help="tokens of a response (48)")
+    bench.add_argument("--output", help="write the numbers as JSON here")
+    bench.add_argument(
+        "--baseline", help="JSON of an earlier run; a peak that is 5 %% off ends with exit code 1"
+    )
+
     report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
 
@@ -196,6 +211,12 @@ def _plan(arguments: argparse.Namespace, _: list[str]) -> int:
     return run(arguments)
 
 
+def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.bench_table import run
+
+    return run(arguments)
+
+
 def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     from cluster.run import write_run_report
 
@@ -215,6 +236,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "replay": _replay,
     "eval": _eval,
     "plan": _plan,
+    "bench": _bench,
     "report": _report,
     "doctor": _doctor,
 }

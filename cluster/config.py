@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -58,6 +58,8 @@ class TrainConfig(Settings):
     """DeepSpeed ranks per trained copy."""
     micro_batch_size: int = Field(default=64, ge=2)
     """Rows per forward; does not change the gradient."""
+    logprob_chunk: int = Field(default=512, ge=1)
+    """Target tokens whose logits exist at once; does not change the result."""
     gradient_clip: float = Field(default=1.0, gt=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -74,6 +76,10 @@ class TrainConfig(Settings):
     reference: ReferenceMode = "own_copy"
     """`adapter_off`: the policy without its adapters is the reference; `cached`: its values are
     taken before training, and no copy stays for it."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where DeepSpeed keeps optimiser states and masters: on the device, in host memory or in files
+    under `nvme_path`. Needs ZeRO."""
+    nvme_path: str | None = None
     time_slice: bool = False
     """One copy on the device at a time, the others in host memory: the peak of one copy, paid for
     in time."""
@@ -82,6 +88,30 @@ class TrainConfig(Settings):
     parity_tolerance: float = Field(default=1e-4, gt=0)
     """Largest mean |rollout logprob - trainer logprob| after a sync; above it the run stops."""
     parity_rollouts: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _offload_is_possible(self) -> Self:
+        if self.offload_optimizer == "none":
+            return self
+        if self.zero_stage == 0:
+            raise UserError(
+                "train.offload_optimizer needs ZeRO, which owns the optimiser; set "
+                "train.zero_stage=2"
+            )
+        if self.time_slice:
+            raise UserError(
+                "train.time_slice moves optimiser states with their copy; leave "
+                "train.offload_optimizer=none"
+            )
+        if self.offload_optimizer == "nvme":
+            if self.zero_stage != 3:
+                raise UserError("train.offload_optimizer=nvme needs train.zero_stage=3")
+            if self.nvme_path is None or not Path(self.nvme_path).is_dir():
+                raise UserError(
+                    f"train.nvme_path={self.nvme_path}: no such folder; give one on the disk that "
+                    "optimiser states are to be kept on"
+                )
+        return self
 
     @model_validator(mode="after")
     def _adapters_exist(self) -> Self:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
-from actors.train import TrainSpec
+from actors.train_spec import TrainSpec
 from cluster.arm import Arm
 from cluster.session import Session
 from trainers.roles import resident_in_training
@@ -62,14 +62,7 @@ def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
 
 def load_reference(session: Session, arm: Arm) -> None:
     """The model that the run starts from, as a frozen copy."""
-    ray.get(
-        session.actor("reference").load.remote(
-            arm.model_dir,
-            arm.image_root,
-            temperature=arm.config.rollout.temperature,
-            bf16=arm.config.train.bf16,
-        )
-    )
+    ray.get(session.actor("reference").load.remote(train_spec(arm, "reference")))
 
 
 def train_spec(arm: Arm, role: str) -> TrainSpec:
@@ -82,11 +75,14 @@ def train_spec(arm: Arm, role: str) -> TrainSpec:
         temperature=arm.config.rollout.temperature,
         zero_stage=train.zero_stage,
         micro_batch_size=train.micro_batch_size,
+        chunk_size=train.logprob_chunk,
         gradient_clip=train.gradient_clip,
         betas=(train.adam_beta1, train.adam_beta2),
         weight_decay=train.weight_decay,
         bf16=train.bf16,
         gradient_checkpointing=train.gradient_checkpointing,
+        offload_optimizer=train.offload_optimizer,
+        nvme_path=train.nvme_path,
         lora_rank=train.lora_rank,
         lora_alpha=train.lora_alpha,
         lora_vision=train.lora_vision,

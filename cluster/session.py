@@ -22,7 +22,8 @@ from actors.ledger import Reading
 from actors.reference import ReferenceActor
 from actors.reward import JudgeActor
 from actors.rollout import RolloutActor
-from actors.train import TrainActor, TrainSpec
+from actors.train import TrainActor
+from actors.train_spec import TrainSpec
 from cluster.console import Console
 from cluster.offline import OFFLINE
 from rewards.base import Judge

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+CHUNK_SIZE = 512
+"""Target tokens whose logits exist at once, unless a run says otherwise."""
+
 
 def shift_targets(input_ids_BT: Tensor, target_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Where to read the hidden states that predict the marked tokens, and those tokens.
@@ -45,7 +48,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     banned_ids: Tensor | None = None,
-    chunk_size: int = 512,
+    chunk_size: int = CHUNK_SIZE,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Logprob of each target: log softmax(head(hidden) / temperature), float32, in chunks.

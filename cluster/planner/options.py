@@ -58,6 +58,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
             "--reference adapter_off needs --lora RANK: without adapters there is nothing to turn "
             "off; --reference cached does without a copy, too"
         )
+    if arguments.offload and not arguments.zero:
+        raise UserError("--offload optimizer needs --zero 1, 2 or 3, which own the optimiser")
     if arguments.lora_vision and not arguments.lora:
         raise UserError("--lora-vision needs --lora RANK")
     return Settings(

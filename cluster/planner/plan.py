@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from actors.train_spec import REDUCE_BUCKET_SIZE
 from cluster.planner.architectures import Architecture
 from cluster.planner.copies import CopyTensors, copy_tensors
 from cluster.planner.gpus import Gpu
@@ -79,7 +80,8 @@ class MethodPlan:
     """Parked copies and offloaded optimiser states, all ranks of the fullest GPU."""
     fits: bool
     min_gpus: int | None
-    """Smallest number of GPUs that fits; None if no number up to 64 nodes does."""
+    """Smallest number of GPUs that fits, beyond one node in whole nodes; None if 64 nodes do not
+    hold it."""
     advice: tuple[str, ...] = ()
 
     @property
@@ -181,7 +183,7 @@ class Planner:
                     copies = self._moment(phase, here, active, held, working[phase], settings)
                     if total(copies) > total(fullest):
                         fullest = copies
-                        parked = max(parked, total({c: held[c] for c in here if c not in copies}))
+                        parked = max(parked, _parked([held[c] for c in here if c not in copies]))
             phases[phase] = fullest
         return phases, host + parked
 
@@ -214,16 +216,17 @@ class Planner:
     ) -> tuple[dict[str, Kinds], int]:
         """Copy -> kind -> bytes that stay (rank 0's share), and bytes moved to the host."""
         resident = resident_in_training(method.copies, settings.reference)
-        sharding = _sharding(settings, number)
         held: dict[str, Kinds] = {}
         host = 0
         for role in resident:
             tensors = self._copy(role, settings)
             if role in method.trained:
+                sharding = _sharding(settings, number, tensors)
                 kinds = trained_copy_bytes(tensors.shapes, tensors.buffer_bytes, sharding)
-                kinds.pop("gradients", None)  # counted where they exist: in the training step
+                gradients = kinds.pop("gradients")  # counted where they exist: in training
                 if settings.optimizer_device == "cpu":
-                    host += kinds.pop("optimizer", 0) + kinds.pop("masters", 0)
+                    # DeepSpeed steps where the states are, on gradients that it sent there.
+                    host += kinds.pop("optimizer") + kinds.pop("masters") + gradients
                 held[role] = kinds
             else:
                 held[role] = frozen_copy_bytes(tensors.shapes, tensors.buffer_bytes)
@@ -250,14 +253,14 @@ class Planner:
                 "critic" if signal.role == "critic" else "policy", settings, train=False
             )
         train: dict[str, Kinds] = {}
-        sharding = _sharding(settings, number)
         for role in method.trained:
             tensors = self._copy(role, settings)
+            sharding = _sharding(settings, number, tensors)
             # All gradients exist from a step's second micro-batch on.
             gradients = trained_copy_bytes(tensors.shapes, 0, sharding)["gradients"]
             train[role] = {
                 **self._trace(role, settings, train=True),
-                "gradients": gradients,
+                "gradients": 0 if settings.optimizer_device == "cpu" else gradients,
                 "communication": backward_bucket_bytes(sharding)
                 + _gathered_bytes(tensors, sharding),
             }
@@ -347,8 +350,18 @@ class Planner:
         }
 
 
-def _sharding(settings: Settings, number: int) -> Sharding:
-    return Sharding(zero_stage=settings.zero_stage, num_ranks=number, bf16=settings.bf16)
+def _parked(copies: Iterable[Kinds]) -> int:
+    """Host bytes of copies that wait there; a sleeping engine drops its KV cache."""
+    return sum(size for kinds in copies for kind, size in kinds.items() if kind != "kv_cache")
+
+
+def _sharding(settings: Settings, number: int, tensors: CopyTensors) -> Sharding:
+    return Sharding(
+        zero_stage=settings.zero_stage,
+        num_ranks=number,
+        bf16=settings.bf16,
+        reduce_bucket_size=min(REDUCE_BUCKET_SIZE, tensors.num_trained),
+    )
 
 
 def _gathered_bytes(tensors: CopyTensors, sharding: Sharding) -> int:

@@ -76,7 +76,9 @@ def trace_step(
         if lora_rank:
             add_adapters(vlm, rank=lora_rank)
         module: nn.Module = (
-            CriticModule(vlm) if role == "critic" else PolicyModule(vlm, banned_ids=[0])
+            CriticModule(vlm)
+            if role == "critic"
+            else PolicyModule(vlm, banned_ids=[0], chunk_size=workload.chunk_size)
         )
         if gradient_checkpointing and train:
             vlm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -32,7 +32,7 @@ class Stack:
         ray.get(self.rollout.load.remote(spec))
 
     def load_trainer(self, model_dir: str) -> None:
-        from actors.train import TrainSpec
+        from actors.train_spec import TrainSpec
 
         spec = TrainSpec(role="policy", model_dir=model_dir, image_root=self.image_root)
         self.session.load_trainer("policy", spec)

@@ -170,7 +170,7 @@ def test_a_checkpoint_has_plain_names_and_the_module_stays(tiny_model, dtype):
 
 @pytest.fixture
 def load(train_actor, tiny_model, store):
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
 
     def make(role: str = "policy", **options):
         values = {"lora_rank": RANK, "micro_batch_size": 4} | options
@@ -189,8 +189,12 @@ def learn(actor, rows, **options) -> dict[str, float]:
 
 
 def score(model_dir, store, rows) -> list[np.ndarray]:
+    from actors.train_spec import TrainSpec
+
     reference = ReferenceActor()
-    reference.load(str(model_dir), str(store.root))
+    reference.load(
+        TrainSpec(role="reference", model_dir=str(model_dir), image_root=str(store.root))
+    )
     return reference.score_rows(rows)
 
 
@@ -319,7 +323,7 @@ def test_bf16_adapters_follow_the_base_and_have_float32_masters(load, samples, s
 def test_two_ranks_send_what_one_sends(shared_session, tiny_model, store, samples, zero_stage):
     import ray
 
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
     from cluster.session import Session
 
     results = []

@@ -8,6 +8,7 @@ import torch
 
 from actors.modules import load_vlm
 from actors.reference import ReferenceActor
+from actors.train_spec import TrainSpec
 from actors.weight_sync import checkpoint_tensors, make_buckets
 from trainers.batch import Row
 
@@ -15,7 +16,7 @@ from trainers.batch import Row
 @pytest.fixture
 def reference(tiny_model, store):
     actor = ReferenceActor()
-    actor.load(tiny_model, str(store.root))
+    actor.load(TrainSpec(role="reference", model_dir=tiny_model, image_root=str(store.root)))
     return actor
 
 
@@ -75,9 +76,19 @@ def test_padding_and_batch_size_do_not_change_logprobs(reference, samples):
 
 
 def test_memory_and_unload(reference):
-    weights = sum(p.nbytes for p in reference._module.vlm.parameters())
-    assert set(reference.memory()) == {"weights"}
-    # buffers that are not saved (position ids) are not weights; the banned ids are 4 numbers
-    assert reference.memory()["weights"] == pytest.approx(weights, abs=64)
+    module = reference._module
+    held = [*module.parameters(), *module.buffers()]  # position ids and banned ids, too
+    assert reference.memory() == {"weights": sum(tensor.nbytes for tensor in held)}
     reference.unload()
     assert reference.memory() == {}
+
+
+def test_parked_it_keeps_its_bytes_and_gives_them_back(reference, samples):
+    rows = [Row.of_response(samples[0], (8, 9, 1), "row")]
+    before, held = reference.score_rows(rows)[0], reference.memory()
+    assert reference.park() == sum(held.values())
+    assert reference.park() == 0  # it is there already
+    reading = reference.end_phase("sync")
+    assert reading.parked == {"reference": held} and "reference" not in reading.copies
+    assert reference.wake() == sum(held.values())
+    np.testing.assert_array_equal(reference.score_rows(rows)[0], before)

@@ -28,7 +28,7 @@ def actor(train_actor):
 
 @pytest.fixture
 def spec(tiny_model, store):
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
 
     def make(role: str = "policy", **options) -> TrainSpec:
         return TrainSpec(role=role, model_dir=tiny_model, image_root=str(store.root), **options)
@@ -127,7 +127,7 @@ def test_first_ratio_is_1_and_kl_of_equals_is_0(actor, spec, samples, tiny_model
     from actors.reference import ReferenceActor
 
     reference = ReferenceActor()
-    reference.load(tiny_model, str(store.root), temperature=0.7)
+    reference.load(spec("reference", temperature=0.7))
     actor.load(spec(micro_batch_size=3, temperature=0.7))
     method = make_method(PPOConfig(minibatch_size=4))
     groups = [
@@ -221,7 +221,7 @@ def test_unload_frees_everything(actor, spec, samples):
 
 
 def test_what_is_saved_gives_the_same_logprobs(actor, spec, samples, tiny_model, store, tmp_path):
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
     from trainers.data.processing import check_model_folder
 
     actor.load(spec())

@@ -43,7 +43,7 @@ def pairs_of(samples):
 
 
 def run(session, tiny_model, store, samples, zero_stage):
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
     from actors.weight_sync import open_bucket
 
     spec = TrainSpec(
@@ -95,7 +95,7 @@ class NanOnRankOne(DPO):
 
 
 def test_one_rank_with_a_bad_loss_stops_all(two, tiny_model, store, samples):
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
 
     spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
     two.load_trainer("policy", spec)
@@ -128,7 +128,7 @@ class UnequalStream:
 
 
 def test_ranks_may_differ_in_micro_batches(two, tiny_model, store, samples):
-    from actors.train import TrainSpec
+    from actors.train_spec import TrainSpec
 
     spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
     two.load_trainer("policy", spec)

@@ -22,7 +22,7 @@ def train(stack, model: str, method: dict[str, Any], **settings: Any):
     from cluster import run
     from trainers.comparison import load
 
-    output = stack.root / f"{method['name']}-{settings['reference']}-{settings.get('lora_rank', 0)}"
+    output = stack.root / "-".join(map(str, (method["name"], *settings.values())))
     values = {
         "output": str(output),
         "rounds": ROUNDS,
@@ -89,3 +89,30 @@ def test_a_passing_reference_gives_what_a_resident_one_gives(stack, tiny_model):
     for mode in (resident, passing):
         first, second = (point for point in mode.curve if point.round)
         assert abs(first.kl) < 1e-4 < abs(second.kl)
+
+
+def test_taking_turns_changes_memory_and_nothing_else(stack, tiny_model):
+    from trainers.ledger import binding_phase, phase_bytes, read_rows
+
+    results, ledgers = [], []
+    for time_slice in (False, True):
+        result, folder = train(
+            stack, tiny_model, PPO, reference="own_copy", lora_rank=0, time_slice=time_slice
+        )
+        results.append(result)
+        ledgers.append(read_rows(folder / "memory" / "ledger.jsonl"))
+    together, in_turns = results
+    for one, other in zip(together.curve, in_turns.curve, strict=True):
+        assert (one.loss, one.kl, one.score) == (other.loss, other.kl, other.score)
+    # In the training step PPO's four copies hold weights, states and activations; one at a time
+    # only one of the two that are trained does.
+    before, after = (phase_bytes(rows)["train"] for rows in ledgers)
+    assert after < 0.8 * before
+    assert in_turns.memory.moved_bytes > 0 == together.memory.moved_bytes
+    assert in_turns.memory.binding_phase == binding_phase(ledgers[1])
+    assert phase_bytes(ledgers[1], "host")["train"] > 0
+    for result, rows in zip(results, ledgers, strict=True):
+        phases = {row.phase for row in rows}
+        assert phases == {"generate", "judge", "logprobs", "train", "sync"}
+        assert result.memory.object_store_bytes > 0
+        assert {"policy", "critic", "reference", "rollout_engine"} <= {row.copy for row in rows}

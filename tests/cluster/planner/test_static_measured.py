@@ -14,7 +14,8 @@ import torch
 from actors.lora import add_adapters
 from actors.memory import module_bytes, storage_bytes
 from actors.modules import CriticModule, PolicyModule, load_vlm
-from actors.train import TrainActor, TrainSpec
+from actors.train import TrainActor
+from actors.train_spec import REDUCE_BUCKET_SIZE, TrainSpec
 from cluster.planner.static import Sharding, TensorShape, frozen_copy_bytes, trained_copy_bytes
 from trainers.batch import Row
 from trainers.config import PPOConfig, SFTConfig
@@ -65,6 +66,12 @@ def tensors_of(spec: TrainSpec, processing) -> tuple[list[TensorShape], int]:
     return shapes, storage_bytes(module.buffers())
 
 
+def bucket_of(shapes: list[TensorShape]) -> dict[str, int]:
+    """As `deepspeed_config` sets it."""
+    trained = sum(shape.numel for shape in shapes if shape.trained)
+    return {"reduce_bucket_size": min(REDUCE_BUCKET_SIZE, trained)}
+
+
 def training(role: str, samples):
     """Four groups of one row, a method and how to take two steps, two micro-batches each."""
     rows = [Row.of_response(s, (7 + i, 8, 1), s.id, score=1.0) for i, s in enumerate(samples[:4])]
@@ -80,7 +87,7 @@ def training(role: str, samples):
     return groups, method, Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=2)
 
 
-@pytest.mark.parametrize(("stage", "bf16", "role", "trained"), one_rank_cases())
+@pytest.mark.parametrize(("stage", "bf16", "role", "trained"), list(one_rank_cases()))
 def test_a_trained_copy(actor, tiny_model, store, processing, samples, stage, bf16, role, trained):
     spec = TrainSpec(
         role=role,
@@ -92,11 +99,10 @@ def test_a_trained_copy(actor, tiny_model, store, processing, samples, stage, bf
         **TRAINED[trained],
     )
     actor.load(spec)
-    actor.train(*training(role, samples), seed=0)
+    actor.train(*training(role, samples), seed=0, num_threads=1)
     shapes, buffers = tensors_of(replace(spec, zero_stage=0), processing)
-    assert actor.memory() == trained_copy_bytes(
-        shapes, buffers, Sharding(zero_stage=stage, bf16=bf16)
-    )
+    sharding = Sharding(zero_stage=stage, bf16=bf16, **bucket_of(shapes))
+    assert actor.memory() == trained_copy_bytes(shapes, buffers, sharding)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -106,7 +112,7 @@ def test_buckets_and_sub_groups(actor, tiny_model, store, processing, samples, m
         role="policy", model_dir=tiny_model, image_root=str(store.root), zero_stage=stage
     )
     actor.load(spec)
-    actor.train(*training("policy", samples), seed=0)
+    actor.train(*training("policy", samples), seed=0, num_threads=1)
     shapes, buffers = tensors_of(replace(spec, zero_stage=0), processing)
     sharding = Sharding(zero_stage=stage, **SMALL_BUFFERS)
     assert actor.memory() == trained_copy_bytes(shapes, buffers, sharding)
@@ -117,7 +123,9 @@ def test_a_frozen_copy(tiny_model, store, processing, bf16):
     from actors.reference import ReferenceActor
 
     reference = ReferenceActor()
-    reference.load(tiny_model, str(store.root), bf16=bf16)
+    reference.load(
+        TrainSpec(role="reference", model_dir=tiny_model, image_root=str(store.root), bf16=bf16)
+    )
     spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root), bf16=bf16)
     shapes, buffers = tensors_of(replace(spec, zero_stage=0), processing)
     predicted = frozen_copy_bytes(shapes, buffers)
@@ -174,10 +182,12 @@ def two_overridden(shared_session):
         ray.kill(rank)
 
 
-def check_two_ranks(group, spec: TrainSpec, sharding: Sharding, processing, samples) -> None:
+def check_two_ranks(group, spec: TrainSpec, processing, samples, **options: int) -> None:
     ray.get(group.call("load", spec), timeout=120)
-    ray.get(group.call("train", *training(spec.role, samples), seed=0), timeout=120)
+    ray.get(group.call("train", *training(spec.role, samples), seed=0, num_threads=1), timeout=120)
     shapes, buffers = tensors_of(replace(spec, zero_stage=0), processing)
+    sizes = {**bucket_of(shapes), **options}
+    sharding = Sharding(zero_stage=spec.zero_stage, num_ranks=2, bf16=spec.bf16, **sizes)
     for rank, measured in enumerate(ray.get(group.call("memory"), timeout=60)):
         assert measured == trained_copy_bytes(shapes, buffers, sharding, rank)
 
@@ -199,8 +209,7 @@ def test_a_trained_copy_on_two_ranks(
         micro_batch_size=1,
         **TRAINED[trained],
     )
-    sharding = Sharding(zero_stage=stage, num_ranks=2, bf16=bf16)
-    check_two_ranks(two, spec, sharding, processing, samples)
+    check_two_ranks(two, spec, processing, samples)
 
 
 @pytest.mark.slow
@@ -217,11 +226,11 @@ def test_large_parameters_are_partitioned(
         bf16=bf16,
         **TRAINED[trained],
     )
-    sharding = Sharding(
-        zero_stage=3,
-        num_ranks=2,
-        bf16=bf16,
+    check_two_ranks(
+        two_overridden,
+        spec,
+        processing,
+        samples,
         param_persistence_threshold=5000,
         **SMALL_BUFFERS,
     )
-    check_two_ranks(two_overridden, spec, sharding, processing, samples)

@@ -17,7 +17,7 @@ RESPONSE = 30
 @pytest.fixture(scope="module")
 def batch(processing, samples):
     """Twelve images with prompts, and responses of one length."""
-    response = tuple(8 + index % 20 for index in range(RESPONSE - 1)) + (1,)
+    response = (*(8 + index % 20 for index in range(RESPONSE - 1)), 1)
     rows = [Row.of_response(sample, response, sample.id) for sample in samples]
     return collate(rows, [encode_row(row, processing) for row in rows], processing)
 

@@ -1,0 +1,112 @@
+"""`quartet bench memory` on the terminal, and against a committed baseline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import ASCII2
+from rich.console import Console
+from rich.table import Table
+
+from trainers.data.errors import UserError
+
+COLUMNS = ("method", "copies", "stay MB", ":", "peak MB", ":", "plan", "s/step", "tokens/s")
+TOLERANCE = 0.05
+"""Largest change of a measured peak against the baseline."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`quartet bench memory`. Returns 1 if a peak left the baseline."""
+    from cluster.bench import SIZES, Load, as_json, bench_memory, write
+    from cluster.config import METHODS
+
+    for name in arguments.models:
+        if name not in SIZES and not (Path(name) / "config.json").is_file():
+            raise UserError(f"--models {name}: neither {', '.join(SIZES)} nor a model folder")
+    if unknown := [name for name in arguments.methods if name not in METHODS]:
+        raise UserError(f"--methods {unknown[0]}: unknown; methods: {', '.join(METHODS)}")
+    baseline = _baseline(arguments.baseline) if arguments.baseline else None
+    load = Load(batch=arguments.batch, sequence=arguments.sequence)
+    if baseline and baseline["load"] != {"batch": load.batch, "sequence": load.sequence}:
+        raise UserError(f"{arguments.baseline}: made with {baseline['load']}; give the same")
+    cells = bench_memory(arguments.models, arguments.methods, load)
+    result = as_json(cells, load)
+    console = Console()
+    for table in tables(result):
+        console.print(table)
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    console.print(
+        f"[dim]measured on {result['device']}, {versions}; planned: static bytes "
+        "predicted, activations traced (vision tower: analytic)[/dim]"
+    )
+    if arguments.output:
+        write(cells, load, Path(arguments.output))
+        console.print(f"numbers: {arguments.output}")
+    changes = differences(result, baseline) if baseline else []
+    for line in changes:
+        console.print(f"[red]{line}[/red]")
+    return 1 if changes else 0
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """One for each model and regime; ratios against nSFT, or the first method."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in result["cells"]:
+        groups.setdefault((cell["model"], cell["regime"]), []).append(cell)
+    shown = []
+    for (model, regime), cells in groups.items():
+        base = next((c for c in cells if c["method"] == "nsft"), cells[0])
+        table = Table(box=ASCII2, title=f"{model}, {regime}", title_justify="left")
+        for title in COLUMNS:
+            table.add_column(title, justify="left" if title == "method" else "right")
+        for cell in cells:
+            table.add_row(
+                cell["method"],
+                str(len(cell["measured"])),
+                f"{static(cell) / 1e6:.1f}",
+                f"{static(cell) / static(base):.2f}",
+                f"{cell['peak'] / 1e6:.1f}",
+                f"{cell['peak'] / base['peak']:.2f}",
+                f"{cell['planned_peak'] / cell['peak'] - 1:+.1%}",
+                f"{cell['seconds_per_step']:.2f}",
+                f"{cell['tokens_per_second']:.0f}",
+            )
+        shown.append(table)
+    return shown
+
+
+def static(cell: Mapping[str, Any]) -> int:
+    """Bytes that stay over a step: all kinds but what comes and goes with a batch, and the
+    gradients whole, which at the peak may not all exist yet.
+    """
+    return sum(size for kinds in cell["static"].values() for size in kinds.values())
+
+
+def differences(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """A line for each peak that is not within `TOLERANCE` of the baseline's, or is not in it."""
+    known = {(c["model"], c["method"], c["regime"]): c["peak"] for c in baseline["cells"]}
+    lines = []
+    for cell in result["cells"]:
+        key = (cell["model"], cell["method"], cell["regime"])
+        if key not in known:
+            lines.append(f"{' '.join(key)}: not in the baseline; write it anew with --output")
+        elif abs(cell["peak"] / known[key] - 1) > TOLERANCE:
+            change = cell["peak"] / known[key] - 1
+            lines.append(
+                f"{' '.join(key)}: peak {cell['peak']:,} bytes, {change:+.1%} of the baseline"
+            )
+    return lines
+
+
+def _baseline(path: str) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--baseline {path}: cannot be read ({error})") from error
+    if not {"cells", "load"} <= set(value):
+        raise UserError(f"--baseline {path}: no cells; give a file written by --output")
+    return value

@@ -1,0 +1,81 @@
+"""What one process reports: rows that add up, peaks of the largest batch, turns."""
+
+from __future__ import annotations
+
+import torch
+
+from actors.ledger import PhaseMeter
+
+MIB = 2**20
+
+
+def work(meter: PhaseMeter, phase: str, size: int, weights: torch.Tensor) -> bool:
+    """One batch; whether it was tracked."""
+    held = {"weights": [weights]}
+    with meter.track(phase, "policy", size, lambda: held, None) as tracker:
+        torch.ones(size * MIB // 4)
+    return tracker is not None
+
+
+def test_only_a_larger_batch_is_tracked():
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    tracked = [work(meter, "train", size, weights) for size in (4, 4, 3, 8, 8)]
+    assert tracked == [True, False, False, True, False]
+    reading = meter.read("train", {"policy": {"weights": MIB}})
+    assert reading.copies["policy"] == {"weights": MIB, "activations": 8 * MIB}
+
+
+def test_a_peak_belongs_to_its_phase():
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    work(meter, "logprobs", 4, weights)
+    held = {"policy": {"weights": MIB}}
+    assert meter.read("logprobs", held).copies["policy"]["activations"] == 4 * MIB
+    assert "activations" not in meter.read("train", held).copies["policy"]
+    # in a later round a smaller batch is not tracked: the largest of the run stands
+    work(meter, "logprobs", 2, weights)
+    assert meter.read("logprobs", held).copies["policy"]["activations"] == 4 * MIB
+
+
+def test_rows_add_up_to_the_resident_set():
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    reading = meter.read("train", {"policy": {"weights": weights.nbytes}})
+    rows = sum(sum(kinds.values()) for kinds in reading.copies.values()) + reading.runtime
+    from actors.ledger import resident_peak
+
+    assert reading.runtime > 0
+    assert abs(rows / resident_peak() - 1) < 0.02
+
+
+def test_what_nobody_claims_is_a_row():
+    meter = PhaseMeter()
+    weights, forgotten = torch.zeros(MIB // 4), torch.zeros(64 * MIB // 4)
+    reading = meter.read("train", {"policy": {"weights": weights.nbytes}})
+    assert reading.copies["process"]["unattributed"] >= forgotten.nbytes
+
+
+def test_a_parked_copy_that_worked_was_alone():
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    work(meter, "logprobs", 4, weights)
+    reading = meter.read("logprobs", {}, {"policy": {"weights": MIB}})
+    assert reading.alone == {"policy"}
+    assert reading.copies["policy"] == {"weights": MIB, "activations": 4 * MIB}
+    assert reading.parked == {"policy": {"weights": MIB}}
+    idle = meter.read("train", {}, {"policy": {"weights": MIB}})
+    assert not idle.alone and "policy" not in idle.copies
+
+
+def test_a_copy_that_came_and_went_within_the_phase_is_counted():
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    work(meter, "logprobs", 4, weights)
+    assert meter.read("logprobs", {}).copies["policy"]["weights"] == MIB
+
+
+def test_offloaded_kinds_stay_out_of_the_device():
+    meter, weights, states = PhaseMeter(), torch.zeros(MIB // 4), torch.zeros(MIB // 2)
+    held = {"weights": [weights], "optimizer": [states]}
+    with meter.track("train", "policy", 1, lambda: held, None):
+        torch.ones(10)
+    reading = meter.read(
+        "train", {"policy": {"weights": MIB}}, {"policy": {"optimizer": states.nbytes}}
+    )
+    assert "optimizer" not in reading.copies["policy"] and not reading.alone
