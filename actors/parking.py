@@ -37,7 +37,8 @@ class Parking:
         seen: set[int] = set()
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage._cdata in seen or not storage.nbytes():
+            # A meta tensor, of which DeepSpeed keeps some, has a size and no memory.
+            if storage._cdata in seen or not storage.nbytes() or tensor.is_meta:
                 continue
             seen.add(storage._cdata)
             host = torch.empty(storage.nbytes(), dtype=torch.uint8)
