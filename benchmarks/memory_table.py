@@ -58,9 +58,9 @@ writes `memory/ledger.jsonl`.
 The number of copies is 4 : 2 : 1. Bytes that stay are in that ratio only where all copies cost alike, and a trained copy
 costs more than a frozen one: in bfloat16 with AdamW 16 bytes a parameter (weights 2, gradients 2, masters 4, moments 8)
 against 2. So PPO holds 16 + 16 + 2 + 2 = 36, DPO 16 + 2 = 18, nSFT 16: **2.25 : 1.13 : 1**. With adapters the trained
-copies cost about 2, too: 8, 4 and 2, **4 : 2 : 1**. With DeepSpeed's optimiser
-on the host the gradients go there, too, and a trained copy keeps its weights only on the device: 4 : 2 : 1 again. Activations, which grow with the batch, come on top of each trained copy: PPO has two of
-them, DPO and nSFT one.
+copies cost about 2, too: 8, 4 and 2, **4 : 2 : 1** (less at rank 64, as adapters are not nothing). With DeepSpeed's
+optimiser on the host the gradients go there, too, and a trained copy keeps only its weights on the device: 4 : 2 : 1
+again. Activations, which grow with the batch, come on top of each trained copy: PPO has two of them, DPO and nSFT one.
 """
 
 
