@@ -81,8 +81,8 @@ def render(comparison: Comparison, items: Sequence[GalleryItem]) -> str:
         ),
         _section(
             "Memory, measured by copy and kind",
-            "Bytes of the tensors in each actor. Upright names are the method's own copies; "
-            "italic ones are shared by the loop, whatever the method.",
+            "Bytes of the tensors in each actor, in the phase in which the device held most. "
+            "Upright names are the method's own copies; italic ones are shared by the loop.",
             memory_section(comparison),
         ),
         _section(
