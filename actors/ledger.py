@@ -112,7 +112,7 @@ class PhaseMeter:
                 copies[copy] = dict(at_peak)
         self._active.clear()
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-        reading = _on_gpu(copies) if on_gpu else self._on_cpu(copies, held, parked)
+        reading = _on_gpu(copies, parked) if on_gpu else self._on_cpu(copies, held, parked)
         reading = replace(reading, alone=alone)
         _reset_peaks()
         return reading
@@ -137,7 +137,7 @@ class PhaseMeter:
         )
 
 
-def _on_gpu(copies: dict[str, dict[str, int]]) -> Reading:
+def _on_gpu(copies: dict[str, dict[str, int]], parked: Mapping[str, Mapping[str, int]]) -> Reading:
     """Make the rows add up to the allocator's maximum: activations are what is left of it."""
     most, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     known = sum(sum(kinds.values()) for kinds in copies.values())
@@ -148,7 +148,12 @@ def _on_gpu(copies: dict[str, dict[str, int]]) -> Reading:
     else:
         process["unattributed"] = max(0, most - known)
     process["allocator_slack"] = reserved - most
-    return Reading(copies=copies, runtime=_nvml_bytes() - reserved, source="allocator")
+    return Reading(
+        copies=copies,
+        parked={copy: dict(kinds) for copy, kinds in parked.items()},
+        runtime=max(0, _nvml_bytes() - reserved),
+        source="allocator",
+    )
 
 
 def _nvml_bytes() -> int:

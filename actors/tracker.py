@@ -8,6 +8,7 @@ ledger measures with it and the planner traces with it. Not seen: scratch memory
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,10 @@ class StorageTracker(TorchDispatchMode):
 
 def live_tensors() -> list[Tensor]:
     """Every tensor that Python can reach now; slow (it walks all objects of the process)."""
-    import gc
-
-    return [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    types: set[type] = set()
+    fresh = [torch.Tensor]
+    while fresh:
+        types.update(fresh)
+        fresh = [sub for kind in fresh for sub in kind.__subclasses__() if sub not in types]
+    # Asking for the type alone touches no object: some proxies do things when they are looked at.
+    return [item for item in gc.get_objects() if type(item) in types]

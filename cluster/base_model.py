@@ -65,12 +65,13 @@ class JudgeRecipe:
     max_critique_tokens: int = 80
     num_samples: int = 2800
     """Prompts; each gives one training pair unless its two sides tie."""
-    num_held_out: int = 1200
+    num_held_out: int = 800
     steps: int = 340
     batch_size: int = 24
     max_lr: float = 2e-3
     warmup_share: float = 0.1
-    critique_dropout: float = 0.1
+    critique_dropout: float = 0.3
+    """Share of pairs without critiques: PPO's critic starts from this model, and has none."""
     few_colors: float = 0.2
     """Of the training scenes; the held-out ones are drawn as the methods' prompts are."""
     seed: int = 0
