@@ -14,7 +14,7 @@ METHODS = ("ppo", "dpo", "nsft", "sft")
 EPILOG = """
 examples:
   quartet plan --model qwen2.5-vl-7b --gpu h100
-  quartet plan --model llava-1.5-7b --gpu 24gb --lora 64 --reference adapter_off --sleep
+  quartet plan --model llava-1.5-7b --gpu 24gb --lora 64 --reference adapter_off
   quartet plan --model ./my-model --gpu a100-80 --gpus 8 --method ppo --offload optimizer --json
 """
 
@@ -32,7 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lora-vision", action="store_true", help="adapters in the vision tower, too")
     add("--reference", default="own_copy", choices=("own_copy", "adapter_off", "cached"))
     add("--offload", choices=("optimizer",), help="optimiser states and masters on the host")
-    add("--sleep", action="store_true", help="engines leave the GPU while others work")
+    add(
+        "--sleep",
+        action="store_true",
+        help="engines leave the GPU while others work (a plan only: runs cannot yet)",
+    )
     add("--time-slice", action="store_true", help="one copy on the GPU at a time")
     add("--no-checkpointing", action="store_true", help="keep all activations")
     add("--float32", action="store_true", help="instead of bfloat16")
