@@ -138,7 +138,6 @@ class TrainActor:
             config=deepspeed_config(spec, sum(p.numel() for p in trained)),
         )
         self.device: torch.device = self._engine.device
-        gc.collect()  # what reading the checkpoint left in cycles
         self.steps = 0
         self._bytes: dict[str, int] = {"weights": module_bytes(module)}
 
