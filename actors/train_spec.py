@@ -1,4 +1,4 @@
-"""What a `TrainActor` loads, and DeepSpeed's configuration for it."""
+"""What a copy's actor loads, and DeepSpeed's configuration for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ REDUCE_BUCKET_SIZE = 500_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:
-    """What to load into a `TrainActor`."""
+    """What to load into a `TrainActor`, or a `ReferenceActor`."""
 
     role: str
-    """`policy`, `critic` or `reward`."""
+    """`policy`, `critic` or `reward`; `reference` is a policy that is frozen."""
     model_dir: str
     image_root: str
     temperature: float = 1.0

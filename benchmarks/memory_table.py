@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.bench_table import static
+from cluster.config import METHODS as CONFIGS
 from cluster.planner.architectures import load_architecture
 from cluster.planner.gpus import find_gpu
 from cluster.planner.plan import MethodPlan, Planner, Settings
-from cluster.planner.show import CONFIGS
 from trainers.registry import make_method
 
 ROOT = Path(__file__).parents[1]

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON only")
 
     plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
-    add_options(plan)
+    add_options(plan, METHOD_NAMES)
 
     bench = verb("bench", "what each method's training step really holds, next to the plan")
     bench.add_argument("what", choices=("memory",))

@@ -102,11 +102,6 @@ class Architecture:
         return sum(parameter.numel for parameter in self.parameters)
 
     @property
-    def num_vision_parameters(self) -> int:
-        """Elements of tower and projector."""
-        return sum(each.numel for each in self.parameters if each.part == "vision")
-
-    @property
     def text_config(self) -> Any:
         """The language model's part of the config."""
         return self.config.get_text_config()

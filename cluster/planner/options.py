@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainers.data.errors import UserError
@@ -10,7 +11,6 @@ from trainers.data.errors import UserError
 if TYPE_CHECKING:
     from cluster.planner.plan import Settings
 
-METHODS = ("ppo", "dpo", "nsft", "sft")
 EPILOG = """
 examples:
   quartet plan --model qwen2.5-vl-7b --gpu h100
@@ -19,14 +19,14 @@ examples:
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
     """Put the planner's options on `parser`."""
     add = parser.add_argument
     add("--model", required=True, help="preset name, or a folder with a config.json")
     add("--gpu", default="h100", help="card by name (h100, a100-40, rtx4090) or size (24gb)")
     add("--gpus", type=_count, help="number of GPUs (default: the smallest that fits)")
     add("--nodes", type=_count, help="number of nodes; with --gpus, GPUs of each")
-    add("--method", default="all", choices=("all", *METHODS))
+    add("--method", default="all", choices=("all", *methods))
     add("--zero", type=int, default=3, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage (3)")
     add("--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; 0 trains all")
     add("--lora-vision", action="store_true", help="adapters in the vision tower, too")
@@ -64,6 +64,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         )
     if arguments.offload and not arguments.zero:
         raise UserError("--offload optimizer needs --zero 1, 2 or 3, which own the optimiser")
+    if arguments.offload and arguments.time_slice:
+        raise UserError("--time-slice moves optimiser states with their copy; leave out --offload")
     if arguments.lora_vision and not arguments.lora:
         raise UserError("--lora-vision needs --lora RANK")
     return Settings(

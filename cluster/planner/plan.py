@@ -28,7 +28,12 @@ from cluster.planner.static import (
 from cluster.planner.trace import Workload, trace_step, vision_bytes
 from trainers.ledger import PHASES, Copies, Kinds
 from trainers.method import Method
-from trainers.roles import ReferenceMode, reference_source, resident_in_training
+from trainers.roles import (
+    ReferenceMode,
+    reference_source,
+    resident_in_scoring,
+    resident_in_training,
+)
 
 RUNTIME_BYTES = 600 * 2**20
 """Assumed for each process on a GPU: CUDA context, kernels, cuBLAS workspace."""
@@ -144,18 +149,18 @@ class Planner:
         return (*range(1, node + 1), *(node * nodes for nodes in range(2, MOST_NODES + 1)))
 
     def _advice(self, method: Method, settings: Settings, number: int) -> tuple[str, ...]:
-        """Single changes that make it fit on `number` GPUs."""
+        """Changes that make it fit on `number` GPUs, of those that a run can make."""
         changes: list[tuple[str, dict[str, Any]]] = [
             ("--zero 3", {"zero_stage": 3}),
-            ("--checkpointing", {"gradient_checkpointing": True}),
+            ("no --no-checkpointing", {"gradient_checkpointing": True}),
             ("--micro-batch 1", {"micro_batch_size": 1}),
             ("--reference cached", {"reference": "cached"}),
-            ("--sleep", {"sleep": True}),
-            ("--offload optimizer", {"optimizer_device": "cpu"}),
-            ("--time-slice", {"time_slice": True, "sleep": True}),
+            ("--time-slice", {"time_slice": True, "optimizer_device": "device"}),
             ("--lora 64", {"lora_rank": 64}),
-            ("--lora 64 --time-slice", {"lora_rank": 64, "time_slice": True, "sleep": True}),
+            ("--lora 64 --time-slice", {"lora_rank": 64, "time_slice": True}),
         ]
+        if settings.zero_stage and not settings.time_slice:  # who owns the optimiser moves it
+            changes.append(("--offload optimizer", {"optimizer_device": "cpu"}))
         found = []
         for text, change in changes:
             changed = replace(settings, **change)
@@ -173,6 +178,8 @@ class Planner:
         held, host = self._held(method, settings, number)
         working = self._working(method, settings, number)
         homes = _homes(held, method.trained, number)
+        staying = resident_in_training(method.copies, settings.reference)
+        passing = {copy.role for copy in method.copies} - set(staying)
         phases: dict[str, Copies] = {}
         parked = 0
         for phase in PHASES:
@@ -180,16 +187,16 @@ class Planner:
             for gpu in range(number):
                 here = [copy for copy, home in homes.items() if home in (None, gpu)]
                 for active in _moments(phase, working[phase], settings):
-                    copies = self._moment(phase, here, active, held, working[phase], settings)
+                    there = [copy for copy in here if copy in active or copy not in passing]
+                    copies = self._moment(there, active, held, working[phase], settings)
                     if total(copies) > total(fullest):
                         fullest = copies
-                        parked = max(parked, _parked([held[c] for c in here if c not in copies]))
+                        parked = max(parked, _parked([held[c] for c in there if c not in copies]))
             phases[phase] = fullest
         return phases, host + parked
 
     def _moment(
         self,
-        phase: str,
         here: Sequence[str],
         active: Sequence[str],
         held: Mapping[str, Kinds],
@@ -214,8 +221,8 @@ class Planner:
     def _held(
         self, method: Method, settings: Settings, number: int
     ) -> tuple[dict[str, Kinds], int]:
-        """Copy -> kind -> bytes that stay (rank 0's share), and bytes moved to the host."""
-        resident = resident_in_training(method.copies, settings.reference)
+        """Copy -> kind -> bytes while it is there (rank 0's share), and bytes moved to the host."""
+        resident = resident_in_scoring(method.copies, method.refreshed, settings.reference)
         held: dict[str, Kinds] = {}
         host = 0
         for role in resident:
@@ -297,6 +304,7 @@ class Planner:
             settings.bf16,
             settings.gradient_checkpointing and train,
             settings.lora_rank,
+            settings.lora_vision,
             settings.micro_batch_size,
             settings.text_tokens,
             settings.response_tokens,

@@ -10,17 +10,16 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config import METHODS
 from cluster.planner.architectures import Architecture, load_architecture
 from cluster.planner.gpus import Gpu, find_gpu
-from cluster.planner.options import METHODS, settings_of
+from cluster.planner.options import settings_of
 from cluster.planner.plan import MethodPlan, Planner, Settings, total
-from trainers.config import DPOConfig, NSFTConfig, PPOConfig, SFTConfig
 from trainers.data.errors import UserError
 from trainers.ledger import KINDS
 from trainers.method import Method
 from trainers.registry import make_method
 
-CONFIGS = {"ppo": PPOConfig, "dpo": DPOConfig, "nsft": NSFTConfig, "sft": SFTConfig}
 SOURCE = {
     **dict.fromkeys(KINDS, "predicted"),
     "activations": "traced",  # the vision tower's share is analytic
@@ -47,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     gpu = find_gpu(arguments.gpu)
     architecture = load_architecture(arguments.model)
-    names = METHODS if arguments.method == "all" else (arguments.method,)
-    methods = [make_method(CONFIGS[name]()) for name in names]
+    names = tuple(METHODS) if arguments.method == "all" else (arguments.method,)
+    methods = [make_method(METHODS[name]()) for name in names]
     for method in methods:
         _check(method, settings, single=arguments.method != "all")
     per_node = arguments.gpus if arguments.nodes and arguments.gpus else 8

@@ -36,11 +36,6 @@ class Workload:
     chunk_size: int = 512
     """Target tokens whose logits exist at once."""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows."""
-        return self.rows * (self.prompt_tokens + self.response_tokens)
-
 
 def trace_step(
     architecture: Architecture,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_the_largest_round_of_a_phase_counts():
     assert phase_bytes(ROWS, "host") == {"train": 900}
     assert binding_phase(ROWS) == "train"
     assert binding_phase([]) is None
+
+
+def test_copies_that_take_turns_count_once_the_largest():
+    turns = [
+        replace(row("train", copy, kind, size), alone=True)
+        for copy, kind, size in (
+            ("policy", "weights", 10),
+            ("policy", "activations", 30),
+            ("critic", "weights", 25),
+        )
+    ]
+    engine = row("train", "rollout_engine", "kv_cache", 50)
+    assert phase_bytes([*turns, engine]) == {"train": 50 + 40}
 
 
 def test_ranks_are_added_and_kinds_come_in_order():

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.cli import main
+from cluster.cli import build_parser, main
+from cluster.config import METHODS as CONFIGS
 from cluster.planner.architectures import load_architecture
 from cluster.planner.gpus import find_gpu
+from cluster.planner.options import settings_of
 from cluster.planner.plan import Planner, Settings, total
-from cluster.planner.show import CONFIGS
 from trainers.registry import make_method
 
 METHODS = {name: make_method(config()) for name, config in CONFIGS.items()}
@@ -57,6 +58,15 @@ def test_adapter_off_saves_one_copy(planner):
 def test_a_cached_reference_of_dpo_makes_it_as_lean_as_nsft(planner):
     cached = per_parameter(planner, "dpo", replace(ONE, reference="cached"))
     assert cached == per_parameter(planner, "nsft", ONE)
+
+
+def test_a_passing_reference_is_there_while_it_scores_and_only_then(planner):
+    own = planner.plan(METHODS["ppo"], ONE, 1).phases
+    cached = planner.plan(METHODS["ppo"], replace(ONE, reference="cached"), 1).phases
+    weights = own["logprobs"]["reference"]["weights"]
+    assert cached["logprobs"]["reference"]["weights"] == weights
+    for phase in ("generate", "judge", "train", "sync"):
+        assert "reference" in own[phase] and "reference" not in cached[phase]
 
 
 def test_declared_copies_do_not_change_with_switches(planner):
@@ -108,10 +118,14 @@ def test_the_smallest_number_fits_and_one_less_does_not():
 
 
 def test_advice_is_what_makes_it_fit():
-    planner = Planner(load_architecture("smolvlm2-2.2b"), find_gpu("24gb"))
+    planner = Planner(load_architecture("smolvlm2-2.2b"), find_gpu("a100-40"))
     tight = planner.plan(METHODS["nsft"], ONE, 1)
     assert not tight.fits
     assert any("--lora 64" in advice for advice in tight.advice)
+    # what it says can be typed
+    for advice in tight.advice:
+        words = [] if advice.startswith("no ") else advice.split()
+        settings_of(build_parser().parse_args(["plan", *SMALL, *words]))
 
 
 def test_json_has_the_documented_keys(capsys):
@@ -135,6 +149,7 @@ def test_json_has_the_documented_keys(capsys):
         ([*SMALL, "--gpu", "h101"], "did you mean h100"),
         ([*SMALL, "--reference", "adapter_off"], "needs --lora RANK"),
         ([*SMALL, "--offload", "optimizer", "--zero", "0"], "needs --zero 1, 2 or 3"),
+        ([*SMALL, "--offload", "optimizer", "--time-slice"], "leave out --offload"),
         (
             [
                 "--model",
