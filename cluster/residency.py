@@ -21,7 +21,10 @@ def place(session: Session, arm: Arm) -> None:
         for role in {"critic", "reference"} - set(resident):
             session.unload(role)
         for role in arm.method.trained:
-            session.load_trainer(role, train_spec(arm, role))
+            if role == "critic" and arm.config.train.critic == "shared_base":
+                session.load_tenant(role, "policy", train_spec(arm, role))
+            else:
+                session.load_trainer(role, train_spec(arm, role))
             take_turns(session, arm, role)
         if "reference" in resident:
             load_reference(session, arm)
@@ -68,9 +71,10 @@ def load_reference(session: Session, arm: Arm) -> None:
 def train_spec(arm: Arm, role: str) -> TrainSpec:
     """What the trainer of `role` loads."""
     train = arm.config.train
+    own_critic = role == "critic" and train.critic == "own_copy"
     return TrainSpec(
         role=role,
-        model_dir=arm.critic_dir if role == "critic" else arm.model_dir,
+        model_dir=arm.critic_dir if own_critic else arm.model_dir,
         image_root=arm.image_root,
         temperature=arm.config.rollout.temperature,
         zero_stage=train.zero_stage,
