@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.extensions import load_extensions
+from actors.extensions import load_disk_extension, load_extensions
 from actors.ledger import BORROWED, PhaseMeter, Reading
 from actors.lora import adapters_off, add_adapters, twin
 from actors.memory import bytes_by_kind, engine_tensors, storages
@@ -142,6 +142,8 @@ class TrainActor:
             for parameter in matching:
                 parameter.requires_grad_(False)
         trained = [p for p in module.parameters() if p.requires_grad]
+        if spec.offload_optimizer == "nvme":
+            load_disk_extension()
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=trained,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -113,6 +114,11 @@ class TrainConfig(Settings):
                 raise UserError(
                     f"train.nvme_path={self.nvme_path}: no such folder; give one on the disk that "
                     "optimiser states are to be kept on"
+                )
+            if find_library("aio") is None:
+                raise UserError(
+                    "train.offload_optimizer=nvme needs libaio on every node, headers too (Debian: "
+                    "apt install libaio-dev); train.offload_optimizer=cpu does without"
                 )
         return self
 

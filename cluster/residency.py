@@ -17,6 +17,8 @@ from trainers.roles import resident_in_training
 def place(session: Session, arm: Arm) -> None:
     """Load the copies that stay in the method's training step, and free every other one."""
     resident = resident_in_training(arm.method.copies, arm.config.train.reference)
+    if arm.config.train.offload_optimizer == "nvme":
+        session.console.line("the first use of a disk compiles DeepSpeed's access for some minutes")
     with arm.phase("load"):
         for role in {"critic", "reference"} - set(resident):
             session.unload(role)
