@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from actors.memory import storages
+from actors.engine_memory import EngineMemory
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -37,6 +37,8 @@ class EngineSpec:
     max_num_seqs: int = 256
     bf16: bool = False
     seed: int = 0
+    sleep: bool = False
+    """The engine starts asleep, and works between `wake_up` and `sleep`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,10 @@ class Engine:
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         on_gpu = torch.cuda.is_available()
         device_options = (
-            {"gpu_memory_utilization": spec.gpu_memory_utilization}
+            {
+                "gpu_memory_utilization": spec.gpu_memory_utilization,
+                "enable_sleep_mode": spec.sleep,
+            }
             if on_gpu
             else {"kv_cache_memory_bytes": spec.kv_cache_mib * 2**20}
         )
@@ -91,7 +96,10 @@ class Engine:
             **device_options,
         )
         self.version = 0
-        self._names, self._checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
+        self._names, checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
+        self.memory = EngineMemory(self.llm, checkpoint_bytes, on_gpu=on_gpu)
+        if spec.sleep:
+            self.sleep()
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, max_tokens: int, seed: int = 0
@@ -106,6 +114,8 @@ class Engine:
         """
         from vllm import SamplingParams
 
+        assert self.memory.awake, "the engine is asleep; wake it first"
+        self.memory.wake_kv_cache()
         banned = dict.fromkeys(self.processing.banned_ids(), -100.0)
         prompts, params, slots = [], [], []
         results: list[list[Generated] | str] = [""] * len(requests)
@@ -163,6 +173,7 @@ class Engine:
         Raises:
             RuntimeError: names are missing or unknown, so that a parameter would stay stale.
         """
+        assert self.memory.awake, "the engine is asleep; wake it first"
         names = {name for name, _ in tensors}
         if names != self._names:
             missing = sorted(self._names - names)[:3]
@@ -172,12 +183,20 @@ class Engine:
                 f"unknown {unknown}"
             )
         self.llm.collective_rpc(_reload, args=(list(tensors),))
-        # A stale prefix, multimodal or encoder cache would mix two policies.
-        self.llm.reset_prefix_cache()
-        self.llm.llm_engine.reset_mm_cache()
-        self.llm.llm_engine.reset_encoder_cache()
+        self.memory.forget_requests()  # a stale cache would mix two policies
         self.version += 1
         return self.version
+
+    def sleep(self) -> int:
+        """Leave the device until `wake_up`. Returns the bytes moved to host memory."""
+        assert self.spec.sleep, "the engine was loaded to stay awake"
+        return self.memory.sleep()
+
+    def wake_up(self) -> int:
+        """Bring the weights back, for an update or for work; the KV cache follows when an answer is
+        first asked for, so that an update does without. Returns the bytes moved.
+        """
+        return self.memory.wake_weights()
 
     def close(self) -> None:
         """Shut the engine down; call it before this process makes another.
@@ -185,19 +204,11 @@ class Engine:
         vLLM's parallel groups belong to the process. An engine that is only dropped takes them
         down when it is garbage collected, from under the engine that came after it.
         """
+        if self.spec.sleep:
+            # What is away cannot be freed: vLLM would unmap it a second time.
+            self.memory.wake_weights()
+            self.memory.wake_kv_cache()
         self.llm.llm_engine.engine_core.shutdown()
-
-    def memory(self) -> dict[str, int]:
-        """Bytes of the engine by kind.
-
-        On a CPU vLLM hands linear weights to oneDNN, packed, and frees the tensors; what it holds
-        then is no tensor. `packed_weights` is the size of those weights in the checkpoint.
-        """
-        weights, emptied = self.llm.collective_rpc(_weight_bytes)[0]
-        kinds = {"weights": weights, "kv_cache": self.llm.collective_rpc(_kv_cache_bytes)[0]}
-        if emptied:
-            kinds["packed_weights"] = self._checkpoint_bytes - weights
-        return kinds
 
 
 def _seed(_worker: Any, seed: int) -> None:
@@ -220,20 +231,6 @@ def _reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
             module.quant_method, UnquantizedEmbeddingMethod
         ):
             module.quant_method.process_weights_after_loading(module)
-
-
-def _weight_bytes(worker: Any) -> tuple[int, int]:
-    """Bytes of the weight storages, and the number of parameters that were emptied."""
-    model = worker.model_runner.get_model()
-    parameters = list(model.parameters())
-    found = storages([*parameters, *model.buffers()])
-    return sum(found.values()), sum(parameter.numel() == 0 for parameter in parameters)
-
-
-def _kv_cache_bytes(worker: Any) -> int:
-    from actors.memory import tensors_in
-
-    return sum(storages(tensors_in(list(worker.model_runner.kv_caches))).values())
 
 
 def _checkpoint_weights(folder: Path) -> tuple[set[str], int]:

@@ -49,6 +49,7 @@ class PhaseMeter:
         self._peaks: dict[str, dict[str, dict[str, int]]] = {}
         self._sizes: dict[tuple[str, str], int] = {}
         self._active: set[str] = set()
+        self._noted: dict[str, dict[str, int]] = {}
         self._unattributed: int | None = None
         _reset_peaks()
 
@@ -57,6 +58,7 @@ class PhaseMeter:
         self._peaks.clear()
         self._sizes.clear()
         self._active.clear()
+        self._noted.clear()
         self._unattributed = None
 
     @contextmanager
@@ -87,11 +89,19 @@ class PhaseMeter:
         at_peak.pop(BORROWED, None)
         self._peaks.setdefault(phase, {})[copy] = at_peak
 
+    def note(self, copy: str, kinds: Mapping[str, int]) -> None:
+        """Count what a copy holds on the device now, before it leaves within the phase."""
+        noted = self._noted.setdefault(copy, {})
+        for kind, size in kinds.items():
+            noted[kind] = max(size, noted.get(kind, 0))
+
     def read(
         self,
         phase: str,
         held: Mapping[str, Mapping[str, int]],
         parked: Mapping[str, Mapping[str, int]] | None = None,
+        *,
+        unmapped: Mapping[str, Mapping[str, int]] | None = None,
     ) -> Reading:
         """The phase that ends now; the next one starts with fresh peaks.
 
@@ -99,9 +109,13 @@ class PhaseMeter:
             phase: its name.
             held: copy -> kind -> bytes on the device that stay.
             parked: copy -> kind -> bytes in host memory that stay.
+            unmapped: copy -> kind -> bytes that a GPU's allocator counts although they are away.
         """
         copies = {copy: dict(kinds) for copy, kinds in held.items()}
-        parked = parked or {}
+        parked, unmapped = parked or {}, unmapped or {}
+        noted, self._noted = self._noted, {}
+        for copy, kinds in noted.items():
+            copies[copy] = dict(kinds) | copies.get(copy, {})
         alone: frozenset[str] = frozenset()
         if phase in self._active and phase in self._peaks:
             # Copies of one process work one after another: the one that adds most set its peak.
@@ -120,7 +134,11 @@ class PhaseMeter:
                 copies[copy] = dict(at_peak)
         self._active.clear()
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-        reading = _on_gpu(copies, parked) if on_gpu else self._on_cpu(copies, held, parked)
+        reading = (
+            _on_gpu(copies, parked, unmapped, noted)
+            if on_gpu
+            else self._on_cpu(copies, held, parked)
+        )
         reading = replace(reading, alone=alone)
         _reset_peaks()
         return reading
@@ -145,9 +163,26 @@ class PhaseMeter:
         )
 
 
-def _on_gpu(copies: dict[str, dict[str, int]], parked: Mapping[str, Mapping[str, int]]) -> Reading:
-    """Make the rows add up to the allocator's maximum: activations are what is left of it."""
-    most, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+def _on_gpu(
+    copies: dict[str, dict[str, int]],
+    parked: Mapping[str, Mapping[str, int]],
+    unmapped: Mapping[str, Mapping[str, int]],
+    noted: Mapping[str, Mapping[str, int]],
+) -> Reading:
+    """Make the rows add up to the allocator's maximum: activations are what is left of it.
+
+    What is unmapped is in the allocator's numbers all the time; it is taken out of them, unless it
+    was there within the phase.
+    """
+    away = sum(sum(kinds.values()) for kinds in unmapped.values())
+    returned = sum(
+        size
+        for copy, kinds in unmapped.items()
+        for kind, size in kinds.items()
+        if kind in noted.get(copy, {})
+    )
+    most = torch.cuda.max_memory_allocated() - away + returned
+    reserved = torch.cuda.max_memory_reserved() - away + returned
     known = sum(sum(kinds.values()) for kinds in copies.values())
     working = next((kinds for kinds in copies.values() if "activations" in kinds), None)
     process = copies.setdefault("process", {})
@@ -159,12 +194,12 @@ def _on_gpu(copies: dict[str, dict[str, int]], parked: Mapping[str, Mapping[str,
     return Reading(
         copies=copies,
         parked={copy: dict(kinds) for copy, kinds in parked.items()},
-        runtime=max(0, _nvml_bytes() - reserved),
+        runtime=max(0, _nvml_bytes(reserved - returned) - reserved + returned),
         source="allocator",
     )
 
 
-def _nvml_bytes() -> int:
+def _nvml_bytes(reserved: int) -> int:
     """Bytes of this process on its GPU as the driver counts them, CUDA context included."""
     import pynvml
 
@@ -176,7 +211,7 @@ def _nvml_bytes() -> int:
         if process.pid == os.getpid():
             return int(process.usedGpuMemory or 0)
     # In a container the driver knows the process by another number.
-    return int(torch.cuda.max_memory_reserved())
+    return reserved
 
 
 def resident_peak() -> int:

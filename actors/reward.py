@@ -167,18 +167,23 @@ class CritiqueJudge:
 
     def end_phase(self, phase: str) -> Reading:
         """Both models' memory in the phase that ends now, for the ledger."""
-        engine = {"judge_engine": self.engine.memory()}
-        if self._parking.parked:
-            return self.meter.read(phase, engine, {"reward": self.memory()})
-        return self.meter.read(phase, {"reward": self.memory(), **engine})
+        memory, module = self.engine.memory, {"reward": self.memory()}
+        parked = self._parking.parked
+        return self.meter.read(
+            phase,
+            {**({} if parked else module), "judge_engine": memory.on_device()},
+            {**(module if parked else {}), "judge_engine": memory.in_host()},
+            unmapped={"judge_engine": memory.unmapped()},
+        )
+
+    def sleep(self) -> int:
+        """Send the engine off the device until `wake_up`. Returns the bytes moved."""
+        self.meter.note("judge_engine", self.engine.memory.on_device())
+        return self.engine.sleep()
 
     def memory(self) -> dict[str, int]:
         """Bytes of the scoring module: the copy `reward`."""
         return {"weights": self._parking.num_bytes or module_bytes(self.module)}
-
-    def engine_memory(self) -> dict[str, int]:
-        """Bytes of the engine that writes critiques: the shared row `judge_engine`."""
-        return self.engine.memory()
 
 
 class JudgeActor:
@@ -230,8 +235,19 @@ class JudgeActor:
         """Bring it back to the device. Returns the bytes moved."""
         return self._judge.wake() if isinstance(self._judge, CritiqueJudge) else 0
 
+    def sleep(self) -> int:
+        """Send the judge's engine, if it has one, off the device. Returns the bytes moved."""
+        return self._judge.sleep() if isinstance(self._judge, CritiqueJudge) else 0
+
+    def wake_up(self) -> int:
+        """Bring the engine back. Returns the bytes moved."""
+        return self._judge.engine.wake_up() if isinstance(self._judge, CritiqueJudge) else 0
+
     def memory(self) -> dict[str, dict[str, int]]:
         """Bytes by copy; empty for judges without a model."""
         if not isinstance(self._judge, CritiqueJudge):
             return {}
-        return {"reward": self._judge.memory(), "judge_engine": self._judge.engine_memory()}
+        return {
+            "reward": self._judge.memory(),
+            "judge_engine": self._judge.engine.memory.everywhere(),
+        }

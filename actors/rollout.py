@@ -104,13 +104,29 @@ class RolloutActor:
         tensors = [pair for bucket in buckets for pair in open_bucket(bucket)]
         return self.engine.update_weights(tensors)
 
+    def sleep(self) -> int:
+        """Send the engine off the device until `wake_up`. Returns the bytes moved."""
+        self.meter.note("rollout_engine", self.engine.memory.on_device())
+        return self.engine.sleep()
+
+    def wake_up(self) -> int:
+        """Bring the engine back. Returns the bytes moved."""
+        return self.engine.wake_up()
+
     def end_phase(self, phase: str) -> Reading:
         """This process's memory in the phase that ends now, for the ledger."""
-        held = self.memory()
-        return self.meter.read(phase, {"rollout_engine": held} if held else {})
+        if self._engine is None:
+            return self.meter.read(phase, {})
+        memory = self.engine.memory
+        return self.meter.read(
+            phase,
+            {"rollout_engine": memory.on_device()},
+            {"rollout_engine": memory.in_host()},
+            unmapped={"rollout_engine": memory.unmapped()},
+        )
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the engine: the loop's shared row `rollout_engine`."""
+        """Bytes of the engine, wherever they are: the loop's shared row `rollout_engine`."""
         if self._engine is None:
             return {}
-        return self.engine.memory()
+        return self.engine.memory.everywhere()

@@ -147,7 +147,7 @@ def main() -> None:
         (
             "The smallest number of H100 that the whole loop fits on, and in brackets the peak of the fullest, GB: ZeRO-3, "
             "bfloat16, gradient checkpointing, micro-batches of 2 rows, prompts of one image and 128 "
-            "tokens, responses of 512, engines asleep while others work (a plan only: runs cannot do that yet). Frozen copies and engines are "
+            "tokens, responses of 512, engines asleep while others work (`rollout.sleep`). Frozen copies and engines are "
             "whole on one card, so a model whose weights alone need more than a card fits nowhere (-)."
         ),
         "",

@@ -23,7 +23,7 @@ from cluster.console import Console
 from cluster.driver import OnlineRollouts, RolloutSource, run_arm, sync
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
-from cluster.residency import train_spec
+from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
 from trainers.comparison import Comparison, CurvePoint, Evaluated, save
@@ -157,16 +157,17 @@ def evaluate_start(run: CompareRun) -> None:
     with console.stage("start engines"):
         session.load_rollout(engine_spec(run.models.base, run.store, run.config.arm("ppo")))
         judges.load_judge(session, str(run.models.judge), run.store, run.config.arm("ppo"))
-    with console.stage("evaluate base model"):
+    arm = make_arm(run, "sft")
+    with console.stage("evaluate base model"), awake(session, arm, "rollout"):
         metrics, run.captions["base"] = run.held_out.full(session)
         run.comparison.base = Evaluated(metrics=dict(metrics))
         run.start_point = CurvePoint.model_validate({"round": 0, **run.held_out.quick(session)})
     with console.stage("evaluate honest model"):
-        arm = make_arm(run, "sft")
         arm.model_dir = str(run.models.honest)
         session.load_trainer("policy", train_spec(arm, "policy"))
         sync(session, arm)
-        metrics, run.captions["honest"] = run.held_out.full(session)
+        with awake(session, arm, "rollout"):
+            metrics, run.captions["honest"] = run.held_out.full(session)
         run.comparison.honest = Evaluated(metrics=dict(metrics))
 
 
@@ -182,7 +183,7 @@ def run_one(run: CompareRun, name: str) -> None:
     try:
         with surfaced(), console.stage(name):
             run_arm(session, arm, source, lambda: run.held_out.quick(session))
-            with arm.clock.phase("evaluate"):
+            with arm.clock.phase("evaluate"), awake(session, arm, "rollout"):
                 metrics, run.captions[name] = run.held_out.full(session)
             arm.result.metrics = dict(metrics)
             ray.get(session.trainer("policy").call("save", str(arm.folder / "final")))
@@ -235,6 +236,7 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         bf16=config.train.bf16,
         seed=config.seed,
+        sleep=config.rollout.sleep,
     )
 
 

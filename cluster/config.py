@@ -49,6 +49,10 @@ class RolloutConfig(Settings):
     kv_cache_mib: int = Field(default=128, ge=1)
     """Size of the KV cache on a machine without a GPU."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0, lt=1)
+    sleep: bool = False
+    """Engines, the judge's too, leave the device while they do not work: weights to host memory,
+    KV cache dropped. On a GPU this is vLLM's sleep mode, level 1. On a CPU it is done to tensors:
+    weights that vLLM has packed for oneDNN stay."""
 
 
 class TrainConfig(Settings):

@@ -15,9 +15,9 @@ import ray
 from cluster.arm import Arm
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
-from cluster.residency import at_work, load_reference, measure_memory, place, wake_all
+from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
 from cluster.session import Session
-from rewards.base import JudgeItem, scored
+from rewards.base import JudgeItem, Judgement, scored
 from trainers.batch import Row
 from trainers.comparison import CurvePoint, PhaseSpan
 from trainers.data.record_file import RecordWriter
@@ -57,7 +57,7 @@ class OnlineRollouts:
         """Answer, judge and record the round's prompts."""
         config, arm = self.arm.config, self.arm
         samples = self.prompts.round(number)
-        with arm.phase("generate"):
+        with arm.phase("generate"), awake(self.session, arm, "rollout"):
             rollouts, dropped = ray.get(
                 self.session.actor("rollout").generate.remote(
                     samples,
@@ -94,10 +94,14 @@ class OnlineRollouts:
         self, samples: Mapping[str, Sample], rollouts: Sequence[Rollout]
     ) -> list[ScoredRollout]:
         items = [JudgeItem(sample=samples[r.sample_id], rollout=r) for r in rollouts]
-        judge = self.session.actor("judge")
-        with at_work(self.session, self.arm, "judge"):
-            judgements = ray.get(judge.judge.remote(items))
-        return scored(items, judgements, ray.get(judge.name.remote()))
+        judgements = ask_judge(self.session, self.arm, items)
+        return scored(items, judgements, ray.get(self.session.actor("judge").name.remote()))
+
+
+def ask_judge(session: Session, arm: Arm, items: Sequence[JudgeItem]) -> list[Judgement]:
+    """One judgement per item, in order."""
+    with at_work(session, arm, "judge"), awake(session, arm, "judge"):
+        return list(ray.get(session.actor("judge").judge.remote(items)))
 
 
 def run_arm(
@@ -140,7 +144,7 @@ def run_arm(
                     parity = check_parity(session, arm, list(samples.values()))
             bar.advance(1, "evaluate")
             if evaluate is not None:
-                with arm.phase("evaluate"):
+                with arm.phase("evaluate"), awake(session, arm, "rollout"):
                     metrics |= evaluate()
             bar.advance(1)
         seconds = time.perf_counter() - begun
@@ -267,7 +271,8 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
 def sync(session: Session, arm: Arm) -> None:
     """Policy -> rollout engine: buckets, checksums, caches reset, version + 1."""
     buckets = policy_buckets(session, arm)
-    ray.get(session.actor("rollout").update_weights.remote(buckets))
+    with awake(session, arm, "rollout"):
+        ray.get(session.actor("rollout").update_weights.remote(buckets))
     if arm.ledger is not None:
         arm.ledger.count_objects()  # while the buckets are still there
 
@@ -279,16 +284,17 @@ def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float
     """
     config = arm.config
     probes = samples[: config.train.parity_rollouts]
-    rollouts, _ = ray.get(
-        session.actor("rollout").generate.remote(
-            probes,
-            num_rollouts_per_prompt=1,
-            temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_tokens,
-            seed=config.seed,
-            prefix="parity/",
+    with awake(session, arm, "rollout"):
+        rollouts, _ = ray.get(
+            session.actor("rollout").generate.remote(
+                probes,
+                num_rollouts_per_prompt=1,
+                temperature=config.rollout.temperature,
+                max_tokens=config.rollout.max_tokens,
+                seed=config.seed,
+                prefix="parity/",
+            )
         )
-    )
     by_id = {sample.id: sample for sample in probes}
     rows = [Row.of_response(by_id[r.sample_id], r.token_ids, r.id) for r in rollouts]
     with at_work(session, arm, "policy"):

@@ -52,6 +52,7 @@ def load_judge(session: Session, reference: str, store: ImageStore, config: RunC
         kv_cache_mib=config.rollout.kv_cache_mib,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         bf16=config.train.bf16,
+        sleep=config.rollout.sleep,
     )
     return session.load_judge(lambda: CritiqueJudge(spec))
 

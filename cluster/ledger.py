@@ -90,7 +90,7 @@ class Ledger:
         ]
 
     def summary(self, moved: Memory) -> Memory:
-        """What the report and the table show; `moved` has what time slicing moved."""
+        """What the report and the table show; `moved` has what went to the host and back."""
         return Memory(
             moved_bytes=moved.moved_bytes,
             moving_seconds=moved.moving_seconds,

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from cluster import judges
 from cluster.base_model import WorldRecipe
 from cluster.config import CompareConfig, RunConfig, merge, read_yaml, validate
-from cluster.driver import run_arm, sync
+from cluster.driver import ask_judge, run_arm, sync
 from cluster.heldout import HeldOut
 from cluster.run import (
     Run,
@@ -51,8 +49,7 @@ def replay(folder: Path, method: str, judge: str | None, overrides: Mapping[str,
         if judge is not None:
             with console.stage("start judge"):
                 name = judges.load_judge(session, judge, store, config)
-            actor = session.actor("judge")
-            rejudge = (name, lambda items: list(ray.get(actor.judge.remote(items))))
+            rejudge = (name, lambda items: ask_judge(session, run.arm, items))
         source = RecordedRollouts(
             folder,
             console.warn,

@@ -1,10 +1,14 @@
-"""Which copies are in memory, and where: loading, taking turns on the device, counting bytes."""
+"""Which copies are in memory, and where: loading, taking turns on the device, counting bytes.
+
+Copies take turns under `train.time_slice` (`at_work`), engines under `rollout.sleep` (`awake`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import ray
 
@@ -37,9 +41,7 @@ def place(session: Session, arm: Arm) -> None:
 def take_turns(session: Session, arm: Arm, role: str) -> None:
     """Under time slicing, send a copy that was just loaded or used to host memory."""
     if arm.config.train.time_slice and session.has(role):
-        begun = time.perf_counter()
-        arm.result.memory.moved_bytes += session.park(role)
-        arm.result.memory.moving_seconds += time.perf_counter() - begun
+        _move(arm, lambda: session.park(role))
 
 
 def wake_all(session: Session, arm: Arm) -> None:
@@ -55,14 +57,34 @@ def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
     run is one in which copies take turns.
     """
     if arm.config.train.time_slice:
-        begun = time.perf_counter()
-        arm.result.memory.moved_bytes += sum(session.wake(role) for role in roles)
-        arm.result.memory.moving_seconds += time.perf_counter() - begun
+        _move(arm, lambda: sum(session.wake(role) for role in roles))
     try:
         yield
     finally:
         for role in roles:
             take_turns(session, arm, role)
+
+
+@contextmanager
+def awake(session: Session, arm: Arm, role: Literal["rollout", "judge"]) -> Iterator[None]:
+    """Inside, the role's engine is on the device; before and after it sleeps, if the run is one in
+    which engines do.
+    """
+    if not arm.config.rollout.sleep:
+        yield
+        return
+    _move(arm, lambda: session.wake_up(role))
+    try:
+        yield
+    finally:
+        _move(arm, lambda: session.sleep(role))
+
+
+def _move(arm: Arm, action: Callable[[], int]) -> None:
+    """Count the bytes that `action` moves, and its seconds."""
+    begun = time.perf_counter()
+    arm.result.memory.moved_bytes += action()
+    arm.result.memory.moving_seconds += time.perf_counter() - begun
 
 
 def load_reference(session: Session, arm: Arm) -> None:

@@ -22,7 +22,7 @@ from cluster.console import Console
 from cluster.driver import EvaluateRound, OnlineRollouts, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
-from cluster.residency import train_spec
+from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
 from trainers.comparison import Comparison, Evaluated, load, save
@@ -172,7 +172,7 @@ def measure(run: Run, name: str) -> None:
     """Held-out metrics of what the engine holds now, as `base` or as the arm's result."""
     assert run.held_out is not None
     title = "evaluate before training" if name == "base" else "evaluate after training"
-    with run.session.console.stage(title):
+    with run.session.console.stage(title), awake(run.session, run.arm, "rollout"):
         metrics, run.captions[name] = run.held_out.full(run.session)
     if name == "base":
         run.base_metrics = dict(metrics)

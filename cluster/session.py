@@ -231,6 +231,14 @@ class Session:
         """Bring a role's copy back to the device, where it is parked. Returns the bytes moved."""
         return sum(ray.get([actor.wake.remote() for actor in self._actors(role)]))
 
+    def sleep(self, role: str) -> int:
+        """Send the engine of `rollout` or `judge` off the device. Returns the bytes moved."""
+        return int(ray.get(self.actor(role).sleep.remote()))
+
+    def wake_up(self, role: str) -> int:
+        """Bring that engine back. Returns the bytes moved."""
+        return int(ray.get(self.actor(role).wake_up.remote()))
+
     def _actors(self, role: str) -> list[Any]:
         return self._groups[role].actors if role in self._groups else [self.actor(role)]
 

@@ -92,7 +92,7 @@ class Memory(_Model):
     by_phase: dict[str, dict[str, dict[str, int]]] = Field(default_factory=dict)
     """Phase -> copy -> kind -> device bytes."""
     moved_bytes: int = 0
-    """Between device and host because copies took turns; 0 otherwise."""
+    """Between device and host because copies took turns or engines slept; 0 otherwise."""
     moving_seconds: float = 0.0
     """What that took; part of the phases' seconds."""
 

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add(
         "--sleep",
         action="store_true",
-        help="engines leave the GPU while others work (a plan only: runs cannot yet)",
+        help="engines leave the GPU while others work (a run's rollout.sleep)",
     )
     add("--time-slice", action="store_true", help="one copy on the GPU at a time")
     add("--no-checkpointing", action="store_true", help="keep all activations")

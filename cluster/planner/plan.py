@@ -188,7 +188,10 @@ class Planner:
                 here = [copy for copy, home in homes.items() if home in (None, gpu)]
                 for active in _moments(phase, working[phase], settings):
                     there = [copy for copy in here if copy in active or copy not in passing]
-                    copies = self._moment(there, active, held, working[phase], settings)
+                    present = _present(phase, active, working[phase])
+                    copies = self._moment(there, active, present, held, working[phase], settings)
+                    if phase == "sync" and settings.sleep:  # no answer has been asked for yet
+                        copies.get("rollout_engine", {}).pop("kv_cache", None)
                     if total(copies) > total(fullest):
                         fullest = copies
                         parked = max(parked, _parked([held[c] for c in there if c not in copies]))
@@ -199,15 +202,16 @@ class Planner:
         self,
         here: Sequence[str],
         active: Sequence[str],
+        present: Sequence[str],
         held: Mapping[str, Kinds],
         working: Mapping[str, Kinds],
         settings: Settings,
     ) -> Copies:
-        """What one GPU holds while `active` copies work."""
+        """What one GPU holds while `active` copies work and `present` ones wait for them there."""
         copies: Copies = {}
         for copy in here:
             engine = copy.endswith("engine")
-            awake = copy in active or not (settings.sleep if engine else settings.time_slice)
+            awake = copy in present or not (settings.sleep if engine else settings.time_slice)
             if not awake:
                 continue
             kinds = dict(held[copy])
@@ -398,3 +402,8 @@ def _moments(phase: str, working: Mapping[str, Kinds], settings: Settings) -> li
     together = phase == "sync" or (phase == "train" and not settings.time_slice)
     names = tuple(working)
     return [names] if together or not names else [(name,) for name in names]
+
+
+def _present(phase: str, active: tuple[str, ...], working: Mapping[str, Kinds]) -> tuple[str, ...]:
+    """Copies that are on the device for a moment: the judge's two come and go together."""
+    return tuple(working) if phase == "judge" else active

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from actors import ledger
 from actors.ledger import PhaseMeter
 
 MIB = 2**20
@@ -79,3 +80,36 @@ def test_offloaded_kinds_stay_out_of_the_device():
         "train", {"policy": {"weights": MIB}}, {"policy": {"optimizer": states.nbytes}}
     )
     assert "optimizer" not in reading.copies["policy"] and not reading.alone
+
+
+def test_what_left_within_the_phase_was_there():
+    meter = PhaseMeter()
+    meter.note("engine", {"weights": MIB})
+    meter.note("engine", {"weights": MIB, "kv_cache": 3 * MIB})
+    parked = {"engine": {"weights": MIB}}
+    reading = meter.read("generate", {"engine": {"packed_weights": 2 * MIB}}, parked)
+    assert reading.copies["engine"] == {
+        "weights": MIB,
+        "kv_cache": 3 * MIB,
+        "packed_weights": 2 * MIB,
+    }
+    assert reading.parked == parked and not reading.alone
+    # and is not there in the next
+    after = meter.read("train", {"engine": {"packed_weights": 2 * MIB}}, parked)
+    assert after.copies["engine"] == {"packed_weights": 2 * MIB}
+
+
+def test_a_gpus_allocator_counts_what_is_unmapped_and_the_ledger_does_not(monkeypatch):
+    # An engine of 4 and a cache of 2; beside them 1 of activations; 8 reserved; the context is 3.
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 * MIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 8 * MIB)
+    away = {"engine": {"weights": 4 * MIB, "kv_cache": 2 * MIB}}
+    parked = {"engine": {"weights": 4 * MIB}}
+    # At the phase's end the driver sees the context, the activations and the slack.
+    monkeypatch.setattr(ledger, "_nvml_bytes", lambda reserved: 5 * MIB)
+    slept = ledger._on_gpu({}, parked, away, {})
+    assert slept.copies["process"] == {"unattributed": MIB, "allocator_slack": MIB}
+    assert slept.runtime == 3 * MIB
+    woke = ledger._on_gpu({"engine": dict(away["engine"])}, parked, away, away)
+    assert woke.copies["process"] == {"unattributed": MIB, "allocator_slack": MIB}
+    assert woke.runtime == 3 * MIB
