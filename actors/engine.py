@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from actors.memory import storages
+from trainers.conditions import RolloutCopy
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -186,6 +187,17 @@ class Engine:
         down when it is garbage collected, from under the engine that came after it.
         """
         self.llm.llm_engine.engine_core.shutdown()
+
+    def conditions(self) -> RolloutCopy:
+        """What vLLM made of the settings, to tell whether two runs compare."""
+        config = self.llm.llm_engine.vllm_config
+        cache = config.cache_config
+        return RolloutCopy(
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_model_len=config.model_config.max_model_len,
+            kv_cache_tokens=cache.num_gpu_blocks * cache.block_size,
+        )
 
     def memory(self) -> dict[str, int]:
         """Bytes of the engine by kind.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
 from actors.weight_sync import Bucket, open_bucket
+from trainers.conditions import RolloutCopy
 from trainers.data.records import Rollout, Sample
 
 
@@ -108,6 +109,10 @@ class RolloutActor:
         """This process's memory in the phase that ends now, for the ledger."""
         held = self.memory()
         return self.meter.read(phase, {"rollout_engine": held} if held else {})
+
+    def conditions(self) -> RolloutCopy | None:
+        """What the engine runs under; None without one."""
+        return None if self._engine is None else self._engine.conditions()
 
     def memory(self) -> dict[str, int]:
         """Bytes of the engine: the loop's shared row `rollout_engine`."""
