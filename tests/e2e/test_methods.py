@@ -242,7 +242,7 @@ def test_arms_under_other_conditions_are_marked_everywhere(unequal):
     assert page.count('class="alert">unfair: ') == 2
     assert page.count('<td class="differs">') == 4
     log = (unequal / "run.log").read_text()
-    assert "unfair: not the same micro-batch tokens: tokens " in log and "| small ! |" in log
+    assert "unfair: not the same micro-batch tokens: tokens " in log and "|small !|" in log
 
 
 def test_arms_of_one_method_do_not_meet(unequal):
