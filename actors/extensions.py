@@ -23,21 +23,36 @@ def load_extensions() -> None:
     Compiles for half a minute or more where nothing is built yet. `TORCH_EXTENSIONS_DIR` names
     another folder than `~/.cache/torch_extensions`.
     """
-    import deepspeed
-    import torch
     from deepspeed.comm.torch import build_shm_op
 
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions"
+    with own_builds():
+        build_shm_op()
+
+
+def load_disk_extension() -> None:
+    """The same for what reads and writes optimiser states on a disk; compiles for minutes."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with own_builds():
+        AsyncIOBuilder().load()
+
+
+@contextmanager
+def own_builds() -> Iterator[None]:
+    """Inside, extensions are built and found in this environment's own folder, one at a time."""
+    import deepspeed
+    import torch
+
+    previous = os.environ.get("TORCH_EXTENSIONS_DIR")
     # One folder per environment: sources at another place would be compiled again at every change.
     environment = f"{deepspeed.__file__} {deepspeed.__version__} {torch.__version__}"
     name = hashlib.sha256(environment.encode()).hexdigest()[:12]
-    folder = Path(root).expanduser() / "quartet" / name
+    folder = Path(previous or "~/.cache/torch_extensions").expanduser() / "quartet" / name
     with build_folder(folder):
         # Only for the build: what else the process compiles keeps its place.
-        previous = os.environ.get("TORCH_EXTENSIONS_DIR")
         os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
         try:
-            build_shm_op()
+            yield
         finally:
             if previous is None:
                 del os.environ["TORCH_EXTENSIONS_DIR"]

@@ -22,6 +22,8 @@ from actors.tracker import StorageTracker, live_tensors
 
 GROWTH = 1.05
 """A batch is tracked again when it is larger than the largest tracked one by this factor."""
+BORROWED = "borrowed_weights"
+"""Kind of tensors that another copy of the process counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class PhaseMeter:
     """Collects a process's peaks between phase boundaries."""
 
     def __init__(self) -> None:
-        self._peaks: dict[str, tuple[str, dict[str, int]]] = {}
+        self._peaks: dict[str, dict[str, dict[str, int]]] = {}
         self._sizes: dict[tuple[str, str], int] = {}
         self._active: set[str] = set()
         self._unattributed: int | None = None
@@ -81,7 +83,9 @@ class PhaseMeter:
             # What belongs to two kinds is the first's, as `actors.memory` counts.
             for kind, tensors in reversed(held().items()):
                 tracker.name(kind, tensors)
-        self._peaks[phase] = (copy, tracker.at_peak())
+        at_peak = tracker.at_peak()
+        at_peak.pop(BORROWED, None)
+        self._peaks.setdefault(phase, {})[copy] = at_peak
 
     def read(
         self,
@@ -100,7 +104,11 @@ class PhaseMeter:
         parked = parked or {}
         alone: frozenset[str] = frozenset()
         if phase in self._active and phase in self._peaks:
-            copy, at_peak = self._peaks[phase]
+            # Copies of one process work one after another: the one that adds most set its peak.
+            copy, at_peak = max(
+                self._peaks[phase].items(),
+                key=lambda item: sum(item[1].values()) - sum(copies.get(item[0], {}).values()),
+            )
             if copy in copies:
                 away = parked.get(copy, {})
                 for kind, size in at_peak.items():

@@ -8,6 +8,7 @@ weights gets them from `split_adapters`, one tensor at a time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,19 @@ def add_adapters(
         torch.manual_seed(seed)
         for name in layers:
             root.set_submodule(name, LoraLinear(root.get_submodule(name), rank, scaling))
+
+
+def twin(vlm: Any) -> Any:
+    """A second model on the same weights, without `vlm`'s adapters.
+
+    Its modules are its own, so that it can have other adapters and another head; its parameters and
+    buffers are `vlm`'s tensors themselves, so that it costs no memory.
+    """
+    shared = {id(tensor): tensor for tensor in (*vlm.parameters(), *vlm.buffers())}
+    other = copy.deepcopy(vlm, shared)
+    for name, layer in adapters(other).items():
+        other.set_submodule(name, layer.base_layer)
+    return other
 
 
 def adapters(vlm: nn.Module) -> dict[str, LoraLinear]:

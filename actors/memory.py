@@ -15,12 +15,12 @@ they keep it:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-KINDS = ("weights", "optimizer", "gradients", "masters", "communication")
+KINDS = ("shared_weights", "weights", "optimizer", "gradients", "masters", "communication")
 """A storage that belongs to two kinds is counted as the first of them."""
 
 _GRADIENT_ATTRIBUTES = (
@@ -72,26 +72,26 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def engine_bytes(engine: Any) -> dict[str, int]:
-    """Bytes of one DeepSpeed engine now, by kind (`KINDS`; a kind without bytes is left out).
-
-    Call it after the backward and before the step, from the second step on: DeepSpeed frees the
-    gradients in the step, and Adam's states and ZeRO-3's whole copies of small parameters are as
-    the first step leaves them.
-    """
-    held = {kind: storages(tensors) for kind, tensors in engine_tensors(engine).items()}
+def bytes_by_kind(held: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
+    """Bytes of tensors by kind, each storage once; a kind without bytes is left out."""
     counted: set[int] = set()
     sizes: dict[str, int] = {}
     for kind in KINDS:
-        size = sum(size for address, size in held[kind].items() if address not in counted)
-        counted |= set(held[kind])
+        found = storages(held.get(kind, ()))
+        size = sum(size for address, size in found.items() if address not in counted)
+        counted |= set(found)
         if size:
             sizes[kind] = size
     return sizes
 
 
 def engine_tensors(engine: Any) -> dict[str, list[Tensor]]:
-    """What `engine_bytes` counts; a tensor may be under two kinds."""
+    """What one DeepSpeed engine holds now, by kind (`KINDS`); a tensor may be under two kinds.
+
+    Call it after the backward and before the step, from the second step on: DeepSpeed frees the
+    gradients in the step, and Adam's states and ZeRO-3's whole copies of small parameters are as
+    the first step leaves them.
+    """
     module, wrapper = engine.module, engine.optimizer
     inner = getattr(wrapper, "optimizer", wrapper)
     parameters = list(module.parameters())

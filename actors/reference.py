@@ -14,7 +14,7 @@ from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes, storages
 from actors.modules import PolicyModule, load_vlm
 from actors.parking import Parking
-from actors.train import score_rows
+from actors.scoring import score_rows
 from actors.train_spec import TrainSpec
 from actors.weight_sync import Bucket, checkpoint_tensors, open_bucket
 from trainers.batch import Batch, Row

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from actors.conditions import trained_conditions
-from actors.extensions import load_extensions
-from actors.ledger import PhaseMeter, Reading
-from actors.lora import adapters_off, add_adapters
-from actors.memory import engine_bytes, engine_tensors, module_bytes
+from actors.extensions import load_disk_extension, load_extensions
+from actors.ledger import BORROWED, PhaseMeter, Reading
+from actors.lora import adapters_off, add_adapters, twin
+from actors.memory import bytes_by_kind, engine_tensors, storages
 from actors.modules import (
     CriticModule,
     PolicyModule,
@@ -33,13 +33,15 @@ from actors.modules import (
     save_score_head,
 )
 from actors.parking import Parking
+from actors.scoring import score_rows
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
-from trainers.batch import Batch, Group, Row, collate, encode_row, unpad
+from trainers.batch import Batch, Group, Row, collate, encode_row
 from trainers.conditions import Conditions
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
+from trainers.ledger import Copies
 from trainers.losses import Metrics, add_metrics, metric_means
 from trainers.method import Optimisation, Outputs
 from trainers.schedule import learning_rate_factor
@@ -67,7 +69,10 @@ micro-batches, made inside the training process."""
 
 
 class TrainActor:
-    """Holds at most one trained copy; `load` and `unload` let one process serve several runs."""
+    """Holds a trained copy; `load` and `unload` let one process serve several runs.
+
+    A second copy can live on the first one's frozen base (`load_tenant`).
+    """
 
     def __init__(self, *, rank: int = 0, world_size: int = 1, num_threads: int | None = None):
         if num_threads:
@@ -77,6 +82,9 @@ class TrainActor:
         self.meter = PhaseMeter()
         self._parking = Parking()
         self._engine: Any = None
+        self._tenant: TrainActor | None = None
+        self._base: list[Tensor] = []
+        self._borrows = False
         self._stream: Iterator[list[Batch]] | None = None
 
     def warm_up(self) -> None:
@@ -106,8 +114,10 @@ class TrainActor:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(backend, verbose=False)
 
-    def load(self, spec: TrainSpec) -> None:
-        """Build the module from `spec.model_dir` and wrap it in a fresh DeepSpeed engine."""
+    def load(self, spec: TrainSpec, vlm: Any = None) -> None:
+        """Build the module from `spec.model_dir`, or on `vlm`, and wrap it in a fresh DeepSpeed
+        engine.
+        """
         import deepspeed
 
         self.unload()
@@ -115,7 +125,7 @@ class TrainActor:
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
-        module: Any = self._build(spec, dtype)
+        module: Any = self._build(spec, dtype, vlm)
         if spec.lora_rank:
             add_adapters(
                 module.vlm,
@@ -134,6 +144,8 @@ class TrainActor:
             for parameter in matching:
                 parameter.requires_grad_(False)
         trained = [p for p in module.parameters() if p.requires_grad]
+        if spec.offload_optimizer == "nvme":
+            load_disk_extension()
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=trained,
@@ -142,12 +154,35 @@ class TrainActor:
         self.device: torch.device = self._engine.device
         self.steps = 0
         self._largest = (0, 0)
-        self._bytes: dict[str, int] = {"weights": module_bytes(module)}
+        self._bytes = {"weights": bytes_by_kind(self._tensors())["weights"]}
 
-    def _build(self, spec: TrainSpec, dtype: torch.dtype) -> nn.Module:
+    def load_tenant(self, spec: TrainSpec) -> None:
+        """Load a second copy that trains adapters, and a head, on this copy's frozen base.
+
+        Its calls go through `tenant`. ZeRO-3 cannot serve it: there each engine partitions the base
+        in its own way.
+        """
+        assert self._engine is not None and self.spec.lora_rank, "load a copy with adapters first"
+        assert self.spec.zero_stage < 3, "under ZeRO-3 a base belongs to one engine"
+        tenant = TrainActor(rank=self.rank, world_size=self.world_size)
+        vlm = twin(self._engine.module.vlm)
+        base = [*vlm.parameters(), *vlm.buffers()]
+        tenant.load(spec, vlm)
+        tenant.meter = self.meter  # one process has one peak
+        self._base, self._tenant = base, tenant
+        tenant._base, tenant._borrows = base, True
+        for copy in (self, tenant):
+            copy._bytes = bytes_by_kind(copy._tensors())
+
+    def tenant(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the second copy."""
+        assert self._tenant is not None, "call load_tenant first"
+        return getattr(self._tenant, name)(*args, **kwargs)
+
+    def _build(self, spec: TrainSpec, dtype: torch.dtype, vlm: Any) -> nn.Module:
         if spec.role == "reward":
             return load_reward_module(spec.model_dir, dtype)
-        vlm = load_vlm(spec.model_dir, dtype)
+        vlm = vlm or load_vlm(spec.model_dir, dtype)
         if spec.role == "critic":
             return CriticModule(vlm)
         banned = self.processing.banned_ids()
@@ -160,6 +195,9 @@ class TrainActor:
         if self._engine is not None:
             self._engine.destroy()
         self._engine = None
+        if self._tenant is not None:
+            self._tenant.unload()
+        self._tenant, self._base = None, []
         self._parking = Parking()
         gc.collect()  # DeepSpeed's engine is full of cycles, and each holds the whole copy
         self._stream = None
@@ -184,18 +222,31 @@ class TrainActor:
         if self._parking.parked:
             return self.meter.read(phase, {}, {self.spec.role: self._parked_bytes})
         on_device, on_host = self._bytes_by_place()
+        if self._tenant is not None:
+            device, host = self._tenant._bytes_by_place()
+            on_device, on_host = on_device | device, on_host | host
         return self.meter.read(phase, on_device, on_host)
 
-    def _bytes_by_place(self) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-        kinds, role = engine_bytes(self._engine), self.spec.role
+    def _bytes_by_place(self) -> tuple[Copies, Copies]:
+        kinds, role = bytes_by_kind(self._tensors()), self.spec.role
         away = {}
         if self.spec.offload_optimizer != "none":
             away = {kind: kinds.pop(kind) for kind in OFFLOADED if kind in kinds}
         return {role: kinds}, {role: away} if away else {}
 
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        """What the copy holds, by kind; a base that two copies share is of a kind of its own."""
+        kinds = engine_tensors(self._engine)
+        if not self._base:
+            return kinds
+        shared = storages(self._base)
+        own = [t for t in kinds["weights"] if t.untyped_storage().data_ptr() not in shared]
+        where = BORROWED if self._borrows else "shared_weights"
+        return {where: self._base, **kinds, "weights": own}
+
     def park(self) -> int:
         """Move the copy to host memory until `wake`. Returns the bytes moved."""
-        self._parked_bytes = engine_bytes(self._engine)
+        self._parked_bytes = bytes_by_kind(self._tensors())
         tensors = engine_tensors(self._engine)
         return self._parking.park(tensor for kind in tensors.values() for tensor in kind)
 
@@ -232,7 +283,7 @@ class TrainActor:
         size = batch.input_ids_BT.numel() if self.steps or phase != "train" else 0
 
         def held() -> dict[str, list[Tensor]]:
-            return {**engine_tensors(self._engine), "activations": list(batch.tensors())}
+            return {**self._tensors(), "activations": list(batch.tensors())}
 
         return self.meter.track(phase, self.spec.role, size, held, self.processing.vocab_size)
 
@@ -348,7 +399,7 @@ class TrainActor:
                     tracker.name("gradients", engine_tensors(self._engine)["gradients"])
                 if last and (self.steps == 1 or self.steps % 16 == 0):
                     # Between the last backward and its step, when all kinds exist.
-                    self._bytes = engine_bytes(self._engine)
+                    self._bytes = bytes_by_kind(self._tensors())
                 if last:
                     self._require_finite(sum_of_losses, optimisation)
                 self._engine.step()
@@ -423,27 +474,3 @@ class TrainActor:
         )
         if reward_settings is not None:
             save_score_head(module, target, reward_settings)
-
-
-def score_rows(
-    module: Any,
-    processing: Processing,
-    rows: Sequence[Row],
-    batch_size: int,
-    device: torch.device,
-    track: Callable[[Batch], AbstractContextManager[Any]],
-) -> list[np.ndarray]:
-    """Forward `rows` in batches of similar length; float32 arrays in the order given."""
-    encoded = [encode_row(row, processing) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
-    results: list[np.ndarray | None] = [None] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([rows[i] for i in chosen], [encoded[i] for i in chosen], processing)
-        batch = batch.to(device)
-        with track(batch):
-            outputs = module(batch)
-        values_BR = outputs.values_BR if outputs.logprobs_BR is None else outputs.logprobs_BR
-        for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
-            results[index] = array
-    return [array for array in results if array is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,7 +21,7 @@ from trainers.config import (
     SFTConfig,
 )
 from trainers.data.errors import UserError
-from trainers.roles import ReferenceMode
+from trainers.roles import CriticMode, ReferenceMode
 
 METHODS: dict[str, type[PPOConfig | DPOConfig | NSFTConfig | SFTConfig]] = {
     "ppo": PPOConfig,
@@ -77,6 +78,9 @@ class TrainConfig(Settings):
     reference: ReferenceMode = "own_copy"
     """`adapter_off`: the policy without its adapters is the reference; `cached`: its values are
     taken before training, and no copy stays for it."""
+    critic: CriticMode = "own_copy"
+    """`shared_base`: PPO's critic is adapters and a head on the policy's frozen base, in its
+    processes. It starts from the policy then, not from the reward model."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where DeepSpeed keeps optimiser states and masters: on the device, in host memory or in files
     under `nvme_path`. Needs ZeRO."""
@@ -112,6 +116,32 @@ class TrainConfig(Settings):
                     f"train.nvme_path={self.nvme_path}: no such folder; give one on the disk that "
                     "optimiser states are to be kept on"
                 )
+            if find_library("aio") is None:
+                raise UserError(
+                    "train.offload_optimizer=nvme needs libaio on every node, headers too (Debian: "
+                    "apt install libaio-dev); train.offload_optimizer=cpu does without"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _base_can_be_shared(self) -> Self:
+        if self.critic == "own_copy":
+            return self
+        if self.lora_rank == 0:
+            raise UserError(
+                "train.critic=shared_base needs train.lora_rank above 0: only a frozen base can be "
+                "shared"
+            )
+        if self.zero_stage == 3:
+            raise UserError(
+                "train.critic=shared_base needs train.zero_stage 0, 1 or 2: under ZeRO-3 a base "
+                "belongs to one engine"
+            )
+        if self.time_slice:
+            raise UserError(
+                "train.critic=shared_base leaves nothing to take turns with: policy and critic are "
+                "on one base; leave train.time_slice=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -223,14 +223,16 @@ def score(session: Session, arm: Arm, role: Role, rows: Sequence[Row]) -> list[n
 def train_copies(
     session: Session, arm: Arm, groups: Sequence[Any], number: int
 ) -> dict[str, float]:
-    """Train all trained copies, at the same time unless they take turns. Metrics are prefixed by
-    role but the policy's.
+    """Train all trained copies, at the same time unless they take turns or live in one process.
+    Metrics are prefixed by role but the policy's.
     """
     stored = ray.put(list(groups))
     if arm.ledger is not None:
         arm.ledger.count_objects()
     roles = arm.method.trained
-    turns = [(role,) for role in roles] if arm.config.train.time_slice else [roles]
+    train = arm.config.train
+    in_turn = train.time_slice or train.critic == "shared_base"
+    turns = [(role,) for role in roles] if in_turn else [roles]
     metrics: dict[str, float] = {}
     for turn in turns:
         threads = max(1, session.num_threads // len(turn))

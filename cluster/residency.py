@@ -17,11 +17,16 @@ from trainers.roles import resident_in_training
 def place(session: Session, arm: Arm) -> None:
     """Load the copies that stay in the method's training step, and free every other one."""
     resident = resident_in_training(arm.method.copies, arm.config.train.reference)
+    if arm.config.train.offload_optimizer == "nvme":
+        session.console.line("the first use of a disk compiles DeepSpeed's access for some minutes")
     with arm.phase("load"):
         for role in {"critic", "reference"} - set(resident):
             session.unload(role)
         for role in arm.method.trained:
-            session.load_trainer(role, train_spec(arm, role))
+            if role == "critic" and arm.config.train.critic == "shared_base":
+                session.load_tenant(role, "policy", train_spec(arm, role))
+            else:
+                session.load_trainer(role, train_spec(arm, role))
             take_turns(session, arm, role)
         if "reference" in resident:
             load_reference(session, arm)
@@ -68,9 +73,10 @@ def load_reference(session: Session, arm: Arm) -> None:
 def train_spec(arm: Arm, role: str) -> TrainSpec:
     """What the trainer of `role` loads."""
     train = arm.config.train
+    own_critic = role == "critic" and train.critic == "own_copy"
     return TrainSpec(
         role=role,
-        model_dir=arm.critic_dir if role == "critic" else arm.model_dir,
+        model_dir=arm.critic_dir if own_critic else arm.model_dir,
         image_root=arm.image_root,
         temperature=arm.config.rollout.temperature,
         zero_stage=train.zero_stage,

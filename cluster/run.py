@@ -22,6 +22,7 @@ from cluster.console import Console
 from cluster.driver import EvaluateRound, OnlineRollouts, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
+from cluster.residency import train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
 from trainers.comparison import Comparison, Evaluated, load, save
@@ -146,8 +147,6 @@ def prepare(
         model_dir, judge = model_dir or str(built.base), judge or str(built.judge)
     critic_dir = judges.critic_folder(judge, model_dir)
     method = make_method(config.method)
-    if "critic" in method.trained:
-        console.line(f"critic starts from {'the policy' if critic_dir == model_dir else judge}")
     arm = Arm(
         name=config.method.name,
         method=method,
@@ -157,6 +156,9 @@ def prepare(
         folder=folder,
         image_root=str(store.root),
     )
+    if "critic" in method.trained:
+        start = train_spec(arm, "critic").model_dir
+        console.line(f"critic starts from {'the policy' if start == model_dir else start}")
     return Run(session, config, folder, store, arm, judge)
 
 

@@ -58,14 +58,22 @@ class Clock:
 
 
 class TrainGroup:
-    """The ranks of one trained copy; a call goes to all of them (SPMD)."""
+    """The ranks of one trained copy; a call goes to all of them (SPMD).
 
-    def __init__(self, actors: list[Any]):
-        self.actors = actors
+    With `tenant` it is the second copy in the processes of another one.
+    """
+
+    def __init__(self, actors: list[Any], *, tenant: bool = False):
+        self.actors, self.is_tenant = actors, tenant
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> list[Any]:
         """References to every rank's result; the first is rank 0's."""
-        return [getattr(actor, name).remote(*args, **kwargs) for actor in self.actors]
+        return [self._call(actor, name, *args, **kwargs) for actor in self.actors]
+
+    def _call(self, actor: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if self.is_tenant:
+            return actor.tenant.remote(name, *args, **kwargs)
+        return getattr(actor, name).remote(*args, **kwargs)
 
     def connect(self) -> None:
         """Join the ranks to one DeepSpeed group, rank 0's host being the rendezvous."""
@@ -78,7 +86,7 @@ class TrainGroup:
         padded = [*rows, *rows[: -len(rows) % world]]
         parts = ray.get(
             [
-                actor.score_rows.remote(padded[rank::world], adapters=adapters)
+                self._call(actor, "score_rows", padded[rank::world], adapters=adapters)
                 for rank, actor in enumerate(self.actors)
             ]
         )
@@ -93,6 +101,7 @@ class Session:
         self.num_threads = num_threads or max(1, len(os.sched_getaffinity(0)))
         self.num_ranks = num_ranks
         self._groups: dict[str, TrainGroup] = {}
+        self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
         self._single: dict[str, Any] = {}
 
@@ -159,6 +168,8 @@ class Session:
 
     def trainer(self, role: Role) -> TrainGroup:
         """The DeepSpeed ranks of a trained role, connected to each other."""
+        if role in self._tenants:
+            return self._tenants[role]
         group = self._create_trainer(role)
         if role not in self._connected:
             group.connect()
@@ -193,8 +204,15 @@ class Session:
         return role in self._groups or role in self._single
 
     def load_trainer(self, role: Role, spec: TrainSpec) -> None:
-        """Load `spec` on every rank of the role."""
+        """Load `spec` on every rank of the role; what shared its base before is gone."""
+        self._tenants.clear()
         ray.get(self.trainer(role).call("load", spec))
+
+    def load_tenant(self, role: Role, base: Role, spec: TrainSpec) -> None:
+        """Load `spec` for `role` into the processes of `base`, on its frozen weights."""
+        self.unload(role)
+        ray.get(self.trainer(base).call("load_tenant", spec))
+        self._tenants[role] = TrainGroup(self.trainer(base).actors, tenant=True)
 
     def load_rollout(self, spec: EngineSpec) -> None:
         """Start the rollout engine."""

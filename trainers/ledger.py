@@ -18,6 +18,7 @@ from trainers.data.errors import UserError
 PHASES = ("generate", "judge", "logprobs", "train", "sync")
 """Phases of a round at whose end every process reports, in order."""
 KINDS = (
+    "shared_weights",
     "weights",
     "packed_weights",
     "gradients",
@@ -32,7 +33,8 @@ KINDS = (
     "runtime",
     "objects",
 )
-"""Kinds in the order of every table. `masters` are float32 copies of weights held in less;
+"""Kinds in the order of every table. `shared_weights` are those that policy and critic both compute
+with, counted at the policy; `masters` are float32 copies of weights held in less;
 `packed_weights` are what vLLM hands to oneDNN on a CPU, no tensors any more; `communication` are
 buffers of collectives; `runtime` is what a process holds beyond tensors: libraries, interpreter,
 CUDA context; `objects` are Ray's."""

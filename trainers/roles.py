@@ -15,6 +15,8 @@ SharedRole = Literal["rollout_engine", "judge"]
 ReferenceMode = Literal["own_copy", "adapter_off", "cached"]
 """How the reference's log-probabilities are had: from a copy that stays, from the policy without
 its adapters, or before training only, so that no copy stays."""
+CriticMode = Literal["own_copy", "shared_base"]
+"""Whether the critic is a model of its own, or adapters and a head on the policy's frozen base."""
 ReferenceSource = Literal["resident_copy", "passing_copy", "policy", "policy_without_adapters"]
 """Who computes them; a passing copy is loaded for it and freed again."""
 

@@ -1,6 +1,6 @@
 """Bytes that a copy of a model holds, by arithmetic from the shapes of its parameters.
 
-Predicts to the byte what `actors.memory.engine_bytes` measures between the last backward and the
+Predicts to the byte what `actors.memory.bytes_by_kind` measures between the last backward and the
 step: one AdamW of torch over one parameter group, wrapped by DeepSpeed 0.19.8 (the formulas follow
 its buffers, so a new version has to be read again). With T trained and F frozen elements, w bytes
 per weight (2 in bf16, 4 in float32), N ranks, bytes on one rank, paddings and scalars aside:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.memory import (
-    engine_bytes,
+    bytes_by_kind,
     engine_tensors,
     module_bytes,
     storage_bytes,
@@ -52,7 +52,7 @@ def test_the_first_kind_gets_a_shared_storage():
         single_partition_of_fp32_groups=[module.weight.data, torch.zeros(7)],
         averaged_gradients={0: [flat[6:]]},
     )
-    sizes = engine_bytes(SimpleNamespace(module=module, optimizer=wrapper))
+    sizes = bytes_by_kind(engine_tensors(SimpleNamespace(module=module, optimizer=wrapper)))
     assert sizes == {"weights": 24, "optimizer": 4, "gradients": 40, "masters": 28}
 
 
@@ -96,17 +96,17 @@ def test_nothing_is_missed(actor, tiny_model, store, samples, monkeypatch, stage
 
     left: list[int] = []
 
-    def spy(engine):
-        sizes = engine_bytes(engine)
+    def spy(held):
+        sizes = bytes_by_kind(held)
         if actor.steps == 1:
-            counted = storages(t for tensors in engine_tensors(engine).values() for t in tensors)
+            counted = storages(t for tensors in held.values() for t in tensors)
             assert sum(sizes.values()) == sum(counted.values())
             everything, inputs = reachable()
             known = counted.keys() | inputs.keys()
             left.extend(size for address, size in everything.items() if address not in known)
         return sizes
 
-    monkeypatch.setattr("actors.train.engine_bytes", spy)
+    monkeypatch.setattr("actors.train.bytes_by_kind", spy)
     actor.load(
         TrainSpec(
             role="policy",

@@ -166,6 +166,22 @@ def test_settings_of_adapters_need_adapters(setting, value):
     assert ("above 0" if value else "greater than 0") in text
 
 
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        ({}, "needs train.lora_rank above 0"),
+        ({"lora_rank": 4, "zero_stage": 3}, "needs train.zero_stage 0, 1 or 2"),
+        ({"lora_rank": 4, "time_slice": True}, "leave train.time_slice=false"),
+    ],
+)
+def test_a_critic_on_the_policys_base(train, reason):
+    method = {"method": {"name": "ppo"}}
+    text = message(RunConfig, {**method, "train": {"critic": "shared_base", **train}})
+    assert text.startswith("run.yaml: train.critic=shared_base ") and reason in text
+    config = validate(RunConfig, {**method, "train": {"critic": "shared_base", "lora_rank": 4}})
+    assert config.train.critic == "shared_base"
+
+
 @pytest.mark.parametrize("name", ["ppo", "nsft", "sft"])
 def test_adapter_off_fits_a_reference_that_stays_the_base(name):
     train = {"lora_rank": 8, "reference": "adapter_off"}

@@ -67,6 +67,26 @@ def test_ppo_on_adapters_is_its_own_reference(stack, tiny_model):
     assert not any("vision" in name for name in moved)
 
 
+def test_all_of_ppos_models_but_the_reward_on_one_base(stack, tiny_model):
+    from trainers.ledger import read_rows
+
+    result, folder = train(
+        stack, tiny_model, PPO, lora_rank=4, reference="adapter_off", critic="shared_base"
+    )
+    first, second = (point for point in result.curve if point.round)
+    assert first.kl == 0 and abs(second.kl) > 1e-4
+    assert first.extra["first/policy/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert second.extra["critic/steps"] >= 1
+    held = result.bytes_by_copy
+    assert held["critic"]["weights"] == ADAPTER_BYTES + 4 * 128  # and its head
+    assert held["critic"]["gradients"] == held["critic"]["weights"]
+    assert held["policy"]["shared_weights"] > 10 * held["policy"]["weights"]
+    rows = [row for row in read_rows(folder / "memory" / "ledger.jsonl") if row.place == "device"]
+    # Both are of the policy's process; each base weight is there once.
+    assert {row.process for row in rows if row.copy == "critic"} == {"policy/0"}
+    assert {row.copy for row in rows if row.kind == "shared_weights"} == {"policy"}
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_dpo_needs_no_second_copy(stack, tiny_model, rank):
     result, _ = train(stack, tiny_model, DPO, lora_rank=rank, reference="cached")

@@ -1,0 +1,37 @@
+"""Per-token values of rows under a module: log-probabilities, or a critic's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainers.batch import Batch, Row, collate, encode_row, unpad
+from trainers.data.processing import Processing
+
+
+def score_rows(
+    module: Any,
+    processing: Processing,
+    rows: Sequence[Row],
+    batch_size: int,
+    device: torch.device,
+    track: Callable[[Batch], AbstractContextManager[Any]],
+) -> list[np.ndarray]:
+    """Forward `rows` in batches of similar length; float32 arrays in the order given."""
+    encoded = [encode_row(row, processing) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
+    results: list[np.ndarray | None] = [None] * len(rows)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([rows[i] for i in chosen], [encoded[i] for i in chosen], processing)
+        batch = batch.to(device)
+        with track(batch):
+            outputs = module(batch)
+        values_BR = outputs.values_BR if outputs.logprobs_BR is None else outputs.logprobs_BR
+        for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
+            results[index] = array
+    return [array for array in results if array is not None]
