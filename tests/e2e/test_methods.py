@@ -202,7 +202,7 @@ def test_final_models_load_and_differ_from_the_base(folder, comparison):
 
 
 @pytest.fixture(scope="module")
-def unequal(stack, folder) -> Path:
+def unequal(stack) -> Path:
     """Two arms of one method, the second with smaller micro-batches and another engine."""
     from cluster.compare import compare
 
