@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from actors.engine_memory import EngineMemory
+from trainers.conditions import RolloutCopy
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -209,6 +210,18 @@ class Engine:
             self.memory.wake_weights()
             self.memory.wake_kv_cache()
         self.llm.llm_engine.engine_core.shutdown()
+
+    def conditions(self) -> RolloutCopy:
+        """What vLLM made of the settings, to tell whether two runs compare."""
+        config = self.llm.llm_engine.vllm_config
+        cache = config.cache_config
+        return RolloutCopy(
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_model_len=config.model_config.max_model_len,
+            kv_cache_tokens=cache.num_gpu_blocks * cache.block_size,
+            sleeps=self.spec.sleep,
+        )
 
 
 def _seed(_worker: Any, seed: int) -> None:

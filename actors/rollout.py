@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
 from actors.weight_sync import Bucket, open_bucket
+from trainers.conditions import RolloutCopy
 from trainers.data.records import Rollout, Sample
 
 
@@ -124,6 +125,10 @@ class RolloutActor:
             {"rollout_engine": memory.in_host()},
             unmapped={"rollout_engine": memory.unmapped()},
         )
+
+    def conditions(self) -> RolloutCopy | None:
+        """What the engine runs under; None without one."""
+        return None if self._engine is None else self._engine.conditions()
 
     def memory(self) -> dict[str, int]:
         """Bytes of the engine, wherever they are: the loop's shared row `rollout_engine`."""

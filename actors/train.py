@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.conditions import trained_conditions
 from actors.extensions import load_disk_extension, load_extensions
 from actors.ledger import BORROWED, PhaseMeter, Reading
 from actors.lora import adapters_off, add_adapters, twin
@@ -37,6 +38,7 @@ from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
 from trainers.batch import Batch, Group, Row, collate, encode_row
+from trainers.conditions import Conditions
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 from trainers.ledger import Copies
@@ -151,6 +153,7 @@ class TrainActor:
         )
         self.device: torch.device = self._engine.device
         self.steps = 0
+        self._largest = (0, 0)
         self._bytes = {"weights": bytes_by_kind(self._tensors())["weights"]}
 
     def load_tenant(self, spec: TrainSpec) -> None:
@@ -202,6 +205,15 @@ class TrainActor:
     def memory(self) -> dict[str, int]:
         """Bytes by kind, as measured between the last backward and its step."""
         return dict(self._bytes) if self._engine is not None else {}
+
+    def conditions(self) -> Conditions:
+        """What this policy was trained under, to tell whether two runs compare."""
+        return trained_conditions(
+            self._engine,
+            ranks=self.world_size,
+            most_rows=self.spec.micro_batch_size,
+            largest=self._largest,
+        )
 
     def end_phase(self, phase: str) -> Reading:
         """This process's memory in the phase that ends now, for the ledger."""
@@ -375,6 +387,8 @@ class TrainActor:
         sum_of_losses = torch.zeros((), device=self.device)
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
+            rows, length = batch.input_ids_BT.shape
+            self._largest = max(self._largest, (rows, length), key=math.prod)
             self._engine.set_gradient_accumulation_boundary(last)
             with self._track("train", batch) as tracker:
                 loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)

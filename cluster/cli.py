@@ -20,6 +20,12 @@ OVERRIDES = """
 any setting, as it stands in config.yaml: --rollout.num_prompts 64 --rounds 3 --seed 1
 exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted
 """
+COMPARE = """
+arms:
+  --arms [ppo,dpo]                  known ones: every method, and random (DPO by chance)
+  --arms.ppo.method.kl_coef 0.1     a setting of one arm; any setting of `quartet train` will do
+  --arms.mild.method '{name: dpo, beta: 0.5}'     an arm of your own, besides the others
+"""
 TRAIN = """
 methods (all online: the policy answers, the judge scores, the policy learns from that):
   ppo   policy, critic, reference, reward model: 4 copies
@@ -50,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    compare = verb("compare", "all methods on the built-in task, with a report", OVERRIDES)
+    compare = verb(
+        "compare", "all methods on the built-in task, with a report", COMPARE + OVERRIDES
+    )
     compare.add_argument("--config", help="YAML with any of the settings")
     compare.add_argument("--quick", action="store_true", help="smaller, under 4 minutes")
     compare.add_argument(
@@ -160,9 +168,11 @@ def _settings(defaults: dict[str, Any], config: str | None, extra: list[str]) ->
 
 
 def _compare(arguments: argparse.Namespace, extra: list[str]) -> int:
+    from cluster.arms import DEFAULT_ARMS
     from cluster.config import QUICK, CompareConfig, validate
 
-    values = _settings(QUICK if arguments.quick else {}, arguments.config, extra)
+    defaults = {"arms": DEFAULT_ARMS, **(QUICK if arguments.quick else {})}
+    values = _settings(defaults, arguments.config, extra)
     config = validate(CompareConfig, values, arguments.config or "compare")
     from cluster.compare import compare
 

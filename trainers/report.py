@@ -13,9 +13,11 @@ from html import escape
 from pathlib import Path
 
 from trainers.comparison import Comparison, MethodResult, write_atomic
+from trainers.conditions import unfair_lines
 from trainers.gallery import Gallery, GalleryItem
 from trainers.report_assets import CSS
 from trainers.report_charts import (
+    arm_colors,
     color,
     curve_section,
     human_bytes,
@@ -23,6 +25,7 @@ from trainers.report_charts import (
     label,
     timeline_section,
 )
+from trainers.report_fairness import copies_table, fairness_section
 from trainers.report_gallery import gallery_section
 from trainers.report_memory import memory_section
 from trainers.verdicts import all_warnings, percent, verdicts
@@ -56,6 +59,7 @@ def render(comparison: Comparison, items: Sequence[GalleryItem]) -> str:
     """The whole page."""
     title, subtitle = _title(comparison)
     alerts = [f"{label(n)} failed: {a.failure}" for n, a in comparison.arms() if a.failure]
+    alerts += unfair_lines(comparison.unfair)
     alerts += all_warnings(comparison)
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -64,6 +68,17 @@ def render(comparison: Comparison, items: Sequence[GalleryItem]) -> str:
         f'<p class="lead">{_answer(comparison)}</p>',
         _cards(comparison),
         _section("Does it hold?", _tally(comparison), _claims(comparison)),
+        _section(
+            "Is it fair?",
+            "What every arm ran under, measured in its processes. Bytes and seconds compare only "
+            "where these are equal; what differs between two arms is red.",
+            fairness_section(comparison),
+        ),
+        _section(
+            "Copies, as declared",
+            "What each arm's method says that its training step needs, and what the loop shares.",
+            copies_table(comparison),
+        ),
         _section(
             "Everything measured",
             "Held-out scenes against their ground truth; the judge takes no part. CHAIR_i is the "
@@ -104,10 +119,11 @@ def render(comparison: Comparison, items: Sequence[GalleryItem]) -> str:
         _section("How this was run", "", _provenance(comparison)),
         "<footer>Every number here was measured in this run and is in compare.json.</footer>",
     ]
+    colors = arm_colors(list(comparison.methods))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<title>{escape(title)}</title><style>{CSS}{colors}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 
@@ -120,7 +136,7 @@ def _section(title: str, text: str, content: str) -> str:
 def _title(comparison: Comparison) -> tuple[str, str]:
     names = list(comparison.methods)
     title = "Four copies, two, or one?"
-    if not {"ppo", "dpo", "nsft"} <= set(names):
+    if not {1, 2, 4} <= {len(arm.copies_train) for _, arm in comparison.arms()}:
         title = f"Quartet: {', '.join(label(n) for n in names) or 'no method'}"
     seconds = comparison.seconds_total
     details = [
@@ -200,7 +216,8 @@ def _cards(comparison: Comparison) -> str:
         rows += _meter("recall", f"{percent(recall)}{change}", recall or 0.0, False)
         yes = arm.metrics.get("pope_yes_ratio")
         rows += _meter("says yes", percent(yes), yes or 0.0, False, 0.5)
-        role = f"<small>{escape(_ROLES.get(name, ''))}</small>"
+        runs = "" if arm.method == name else f"{label(arm.method)}, judge {arm.judge}"
+        role = f"<small>{escape(_ROLES.get(name, runs if arm.method else ''))}</small>"
         if arm.failure:
             role = '<small class="bad">stopped early, see above</small>'
         against = "" if before is None else f", base {percent(before)}"

@@ -4,7 +4,8 @@ CSS = """
 :root { color-scheme: light dark;
   --bg: #f6f6f3; --panel: #ffffff; --fg: #1b1f24; --muted: #646b75; --line: #dfe1e4;
   --good: #0a7d4f; --bad: #c02a2a; --bad-bg: #fdeceb; --mark: #ffd2cc; --mark-fg: #7d1410;
-  --ppo: #2a66d9; --dpo: #cf6200; --nsft: #07866a; --sft: #8a4fd3; --random: #7a818b;
+  --arm0: #2a66d9; --arm1: #cf6200; --arm2: #07866a; --arm3: #8a4fd3; --arm4: #7a818b;
+  --arm5: #c2377a; --arm6: #7d7000; --arm7: #0e8ba3; --arm8: #8c5a3c; --arm9: #5b64b8;
   --kind0: #33608f; --kind1: #6fa1cf; --kind2: #b5cde3; --kind3: #d9b44a;
   --kind4: #7a6bb0; --kind5: #9c9c9c; --kind6: #c4572f; --kind7: #5aa17f;
   --phase0: #3d7ab8; --phase1: #e0993a; --phase2: #4d9e6a; --phase3: #b45c9d; --phase4: #c9524a;
@@ -12,7 +13,8 @@ CSS = """
 @media (prefers-color-scheme: dark) { :root {
   --bg: #14161a; --panel: #1d2025; --fg: #e7e9ec; --muted: #9aa2ad; --line: #343940;
   --good: #4fcf92; --bad: #ff8478; --bad-bg: #3a1d1c; --mark: #6e2a25; --mark-fg: #ffdcd7;
-  --ppo: #76a6ff; --dpo: #f79b4b; --nsft: #3fcaa4; --sft: #bd97f7; --random: #a0a8b3;
+  --arm0: #76a6ff; --arm1: #f79b4b; --arm2: #3fcaa4; --arm3: #bd97f7; --arm4: #a0a8b3;
+  --arm5: #f27fb2; --arm6: #cfc04a; --arm7: #5cc6dc; --arm8: #cf9a78; --arm9: #9aa3f0;
   --kind0: #7fb2e6; --kind1: #4a7dae; --kind2: #2d4d6d; --kind3: #d9b44a;
   --kind4: #7a6bb0; --kind5: #9c9c9c; --kind6: #c4572f; --kind7: #5aa17f;
   --phase0: #6ba3dc; --phase1: #eab05c; --phase2: #6fc08c; --phase3: #d184bc; --phase4: #e67b73;
@@ -112,8 +114,9 @@ svg text { font-size: 12.5px; fill: var(--muted); }
   background: var(--fg); opacity: .5; }
 .judge .bar { grid-template-columns: minmax(120px, 250px) 1fr 58px; }
 .lanes { margin: 0 0 14px; }
-.lane { display: grid; grid-template-columns: 64px 1fr; gap: 9px; align-items: center;
+.lane { display: grid; grid-template-columns: 92px 1fr; gap: 9px; align-items: center;
   font-size: 13px; margin: 5px 0; }
+.lane > span { overflow-wrap: anywhere; line-height: 1.2; }
 .lane > div { position: relative; height: 24px; border-radius: 3px; overflow: hidden;
   background: color-mix(in srgb, var(--line) 45%, #0000); }
 .lane b { position: absolute; top: 0; bottom: 0; min-width: 1px; }
@@ -136,6 +139,8 @@ mark { background: var(--mark); color: var(--mark-fg); border-radius: 3px; paddi
 mark.place { background: none; color: inherit; padding: 0;
   text-decoration: underline wavy var(--bad); text-underline-offset: 3px; }
 .missing { font-size: 12.5px; color: var(--bad); }
+table.words td { white-space: normal; text-align: left; } table.words th { text-align: left; }
+table.words td.differs, td.differs small { color: var(--bad); font-weight: 600; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font: 12.5px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
   margin: 8px 0 0; }

@@ -7,10 +7,11 @@ mode. Bars and lanes are sized in percent and reflow on a phone; line charts sca
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from trainers.comparison import METHODS, Comparison, CurvePoint, MethodResult, PhaseSpan
+from trainers.comparison import Comparison, CurvePoint, MethodResult, PhaseSpan
 from trainers.verdicts import percent
 
 LABELS = {
@@ -22,6 +23,8 @@ LABELS = {
     "sft": "SFT",
     "random": "Random",
 }
+NUM_COLORS = 10
+"""That `trainers.report_assets` has, for light and dark mode."""
 CURVES = (
     ("chair_i", "CHAIR_i: share of invented objects", 100.0, "%"),
     ("recall", "Recall of true objects", 100.0, "%"),
@@ -50,8 +53,23 @@ def label(name: str) -> str:
 
 
 def color(name: str) -> str:
-    """CSS colour of an arm."""
-    return f"var(--{name})" if name in METHODS else "var(--muted)"
+    """CSS colour of an arm, as `arm_colors` sets it; grey for a model that is no arm."""
+    return f"var({_variable(name)}, var(--muted))"
+
+
+def arm_colors(names: Sequence[str]) -> str:
+    """A style rule that gives every arm a colour of its own, in the order of `names`."""
+    rules = ""
+    for index, name in enumerate(names):
+        # Steps of the golden angle stay apart however many there are.
+        paint = f"var(--arm{index})" if index < NUM_COLORS else f"hsl({137.5 * index:g} 55% 50%)"
+        rules += f"{_variable(name)}: {paint}; "
+    return f":root {{ {rules}}}"
+
+
+def _variable(name: str) -> str:
+    # Names of arms are words; from elsewhere anything may come.
+    return "--arm-" + re.sub(r"\W", lambda odd: f"_{ord(odd[0]):x}_", name)
 
 
 def human_bytes(count: float) -> str:
@@ -62,9 +80,9 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def marker(name: str) -> str:
-    """The arm's mark on a line, centred on the origin."""
-    shape = _MARKERS[METHODS.index(name) % len(_MARKERS) if name in METHODS else 0]
+def marker(name: str, names: Sequence[str]) -> str:
+    """The mark on a line of the arm that is one of `names`, centred on the origin."""
+    shape = _MARKERS[names.index(name) % len(_MARKERS)]
     return f'<g fill="{color(name)}" stroke="{color(name)}">{shape}</g>'
 
 
@@ -82,9 +100,11 @@ def curve_section(comparison: Comparison) -> str:
     charts = [chart for each in CURVES if (chart := _line_chart(comparison, *each))]
     if not charts:
         return '<p class="muted">No rounds were recorded.</p>'
+    names = list(comparison.methods)
     legend = "".join(
         f'<span><svg width="30" height="12" viewBox="-15 -6 30 12"><path d="M-14 0H14" '
-        f'stroke="{color(name)}" stroke-width="2"/>{marker(name)}</svg>{escape(label(name))}</span>'
+        f'stroke="{color(name)}" stroke-width="2"/>{marker(name, names)}</svg>'
+        f"{escape(label(name))}</span>"
         for name, arm in comparison.arms()
         if arm.curve
     )
@@ -143,7 +163,9 @@ def _line_chart(
         up = -5 if key != "recall" else 13
         parts.append(f'<text class="guide-label" x="{_LEFT + 6}" y="{y + up}">honest</text>')
     for name, line in lines.items():
-        parts.append(_polyline(name, [(x, None if y is None else at(x, y)) for x, y in line]))
+        mark = marker(name, list(comparison.methods))
+        places = [(x, None if y is None else at(x, y)) for x, y in line]
+        parts.append(_polyline(mark, color(name), places))
     heading = escape(title) + (f" <small>({unit})</small>" if unit else "")
     return (
         f'<figure><figcaption>{heading}</figcaption><svg viewBox="0 0 {_W} {_H}" role="img" '
@@ -151,7 +173,9 @@ def _line_chart(
     )
 
 
-def _polyline(name: str, line: Sequence[tuple[float, tuple[float, float] | None]]) -> str:
+def _polyline(
+    mark: str, paint: str, line: Sequence[tuple[float, tuple[float, float] | None]]
+) -> str:
     """Path and marks; a missing value leaves a gap instead of a false straight line."""
     path, marks, pen_up = "", "", True
     crowded = len(line) > 24
@@ -162,8 +186,8 @@ def _polyline(name: str, line: Sequence[tuple[float, tuple[float, float] | None]
         path += f"{'M' if pen_up else 'L'}{place[0]} {place[1]}"
         pen_up = False
         if not crowded or number in (0, len(line) - 1):
-            marks += f'<g transform="translate({place[0]} {place[1]})">{marker(name)}</g>'
-    return f'<path class="line" style="stroke:{color(name)}" d="{path}"/>{marks}'
+            marks += f'<g transform="translate({place[0]} {place[1]})">{mark}</g>'
+    return f'<path class="line" style="stroke:{paint}" d="{path}"/>{marks}'
 
 
 def timeline_section(comparison: Comparison) -> str:

@@ -11,13 +11,13 @@ from trainers.comparison import Comparison
 def check_budgets(comparison: Comparison) -> list[str]:
     """One line for each budget that differs between the finished arms; [] if the race is fair.
 
-    The floor control asks no judge, so only its rollouts are compared.
+    An arm whose scores are drawn by chance asks no judge, so only its rollouts are compared.
     """
     finished = [(name, arm) for name, arm in comparison.arms() if arm.failure is None]
     problems: list[str] = []
     budgets = {
         "rollouts": {name: arm.rollouts for name, arm in finished},
-        "judge calls": {name: arm.judge_calls for name, arm in finished if name != "random"},
+        "judge calls": {n: arm.judge_calls for n, arm in finished if arm.judge != "random"},
     }
     for what, counts in budgets.items():
         if len(set(counts.values())) > 1:

@@ -190,3 +190,12 @@ def test_another_engine_in_the_same_process(stack, tiny_model, samples):
         rollouts, _ = stack.generate(samples, seed=seed)
         assert stack.gap(samples, rollouts) < 1e-4
         assert {rollout.policy_version for rollout in rollouts} == {0}
+
+
+def test_the_engine_says_what_vllm_made_of_its_settings(stack):
+    conditions = ray.get(stack.rollout.conditions.remote())
+    assert (conditions.dtype, conditions.max_model_len) == ("float32", MAX_MODEL_LEN)
+    assert conditions.max_num_seqs == 256
+    kinds = ray.get(stack.rollout.memory.remote())
+    # Keys and values of 3 layers of width 128 in float32 for every token that fits.
+    assert conditions.kv_cache_tokens * 2 * 3 * 128 * 4 == kinds["kv_cache"]

@@ -51,8 +51,10 @@ def test_settings_may_stand_anywhere(words):
 def test_unknown_key_names_the_nearest(capsys):
     line = refused(capsys, "train", "dpo", "--rollout.num_promts", "3")
     assert "unknown key 'rollout.num_promts'; did you mean 'num_prompts'?" in line
-    line = refused(capsys, "compare", "--ppo.kl_coeff", "0.1")
-    assert "unknown key 'ppo.kl_coeff'; did you mean 'kl_coef'?" in line
+    line = refused(capsys, "compare", "--arms.ppo.method.kl_coeff", "0.1")
+    assert "unknown key 'arms.ppo.method.kl_coeff'; did you mean 'kl_coef'?" in line
+    line = refused(capsys, "compare", "--ppo.kl_coef", "0.1")
+    assert "unknown key 'ppo.kl_coef'; settings belong to an arm: arms.ppo.method.kl_coef" in line
     line = refused(capsys, "train", "nsft", "--method.learningrate", "0.1")
     assert "'method.learningrate'; did you mean 'learning_rate'?" in line
 
@@ -77,6 +79,9 @@ def test_unknown_key_names_the_nearest(capsys):
             "data.path: mine.jsonl: no such file",
         ),
         (["compare", "--arms", "[ppo, nothing]"], "unknown arm 'nothing'"),
+        (["compare", "--arms", "[rand]"], "unknown arm 'rand'; did you mean random?"),
+        (["compare", "--arms", "ppo"], "arms: a list of names or a mapping was expected"),
+        (["compare", "--arms.mine.method.beta", "1"], "arms.mine: unknown arm, and no arms.mine."),
         (["report", "nowhere"], "nowhere: no compare.json"),
         (["replay", "nowhere", "--method", "dpo"], "nowhere: no such folder"),
     ],

@@ -8,6 +8,7 @@ import pytest
 from cluster import console as module
 from cluster.console import Console, duration, number
 from trainers.comparison import Comparison, Evaluated, MethodResult
+from trainers.conditions import Conditions, LogprobPath
 
 PLAIN = re.compile(r"^\d\d:\d\d:\d\d( .*)?$")
 
@@ -134,6 +135,31 @@ def test_comparison_table_fits_and_shows_failures_and_verdicts(
     for words in ("base", "honest", "24.5", "dpo failed: parity", "unequal budgets", "1/3"):
         assert words in out
     assert re.search(r"^yes PPO lowers CHAIR_i", out, re.MULTILINE)
+
+
+def test_unfair_arms_are_marked_and_red(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    value = full()
+    path = LogprobPath(chunk=512, gradient_checkpointing=False)
+    for name, arm in value.methods.items():
+        chunk = 64 if name == "random" else 512
+        arm.conditions = Conditions(logprob_path=path.model_copy(update={"chunk": chunk}))
+    value.methods["a_rather_long_name"] = value.methods["ppo"].model_copy(update={"method": "ppo"})
+    value.unfair = value.unequal_conditions()
+    for interactive in (False, True):
+        Console(interactive=interactive).comparison_table(value)
+        out = capsys.readouterr().out
+        plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+        assert "unfair: not the same logprob path: chunk 512 (ppo, nsft, sft, a_r" in re.sub(
+            r"\s+", " ", plain
+        )
+        assert "chunk 64 (random)" in re.sub(r"\s+", " ", plain)
+        assert re.search(r"random\s!", plain) and not re.search(r"dpo\s!", plain)  # dpo failed
+        assert ("\x1b[1;31munfair" in out) is interactive
+        assert ("\x1b[31mrandom" in out) is interactive
+        assert max(map(len, plain.splitlines())) <= 100
 
 
 def test_comparison_table_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:

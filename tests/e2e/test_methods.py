@@ -47,9 +47,11 @@ def folder(stack) -> Path:
         "output": str(stack.root / "runs"),
         "quick": True,
         "rounds": ROUNDS,
-        # The judge knows nothing yet: any difference of scores makes a pair.
-        **{name: {"pairs": {"margin": 0.0}} for name in ("dpo", "nsft", "sft")},
-        "ppo": {"minibatch_size": 16},
+        "arms": {
+            "ppo": {"method": {"minibatch_size": 16}},
+            # The judge knows nothing yet: any difference of scores makes a pair.
+            **{name: {"method": {"pairs": {"margin": 0.0}}} for name in ARMS[1:]},
+        },
     }
     assert compare(validate(CompareConfig, values)) == 0
     (folder,) = (stack.root / "runs").iterdir()
@@ -77,6 +79,15 @@ def test_compare_json_has_every_promised_key(folder):
         assert all(point["score"] is not None for point in arm["curve"][1:])
     for name in ("generated", "no_critique", "ground_truth_critique"):
         assert f"pair_accuracy_{name}" in written["judge"]
+
+
+def test_default_arms_run_under_conditions_that_are_all_measured(comparison):
+    for name, arm in comparison.arms():
+        conditions = arm.conditions
+        assert conditions is not None and None not in conditions.model_dump().values(), name
+        assert conditions.rollout_copy.kv_cache_tokens > 1000
+    # A step of PPO is 16 rows here, one of SFT as many as there are pairs: that is a difference.
+    assert {difference.what for difference in comparison.unfair} <= {"micro_batch"}
 
 
 def test_budgets_are_equal(comparison):
@@ -188,6 +199,64 @@ def test_final_models_load_and_differ_from_the_base(folder, comparison):
         weights[name] = torch.cat([p.flatten() for p in model.parameters()])
     for name in ARMS[1:]:
         assert not torch.equal(weights["ppo"], weights[name])
+
+
+@pytest.fixture(scope="module")
+def unequal(stack) -> Path:
+    """Two arms of one method, the second with smaller micro-batches and another engine."""
+    from cluster.compare import compare
+
+    sft = {"method": {"name": "sft", "pairs": {"margin": 0.0}}}
+    small = {"train": {"micro_batch_size": 2}, "rollout": {"max_model_len": 320}}
+    output = stack.root / "unequal"
+    values = {
+        **SMALL,
+        "output": str(output),
+        "quick": True,
+        "rounds": 1,
+        "arms": {"sft": sft, "small": {**sft, **small, "judge": "random"}},
+    }
+    assert compare(validate(CompareConfig, values)) == 0
+    (run,) = output.iterdir()
+    return run
+
+
+def test_arms_under_other_conditions_are_marked_everywhere(unequal):
+    written = json.loads((unequal / "compare.json").read_text())
+    (batch, engine) = written["unfair"]
+    assert batch["arms"] == engine["arms"] == ["sft", "small"]
+    assert (batch["what"], engine["what"]) == ("micro_batch", "rollout_copy")
+    one, other = (written["methods"][name]["conditions"] for name in ("sft", "small"))
+    assert one["micro_batch"]["rows"] > other["micro_batch"]["rows"] == 2
+    for part in (one["micro_batch"], other["micro_batch"]):
+        assert part["tokens"] == part["rows"] * part["length"]
+    assert batch["values"] == {
+        name: {"tokens": part["micro_batch"]["tokens"]}
+        for name, part in (("sft", one), ("small", other))
+    }
+    assert engine["values"] == {"sft": {"max_model_len": 384}, "small": {"max_model_len": 320}}
+    for same in ("precision", "shards", "logprob_path"):
+        assert one[same] == other[same]
+    assert one["precision"] == dict.fromkeys(("weights", "masters", "optimizer"), "float32")
+    page = (unequal / "report.html").read_text()
+    assert page.count('class="alert">unfair: ') == 2
+    assert page.count('<td class="differs">') == 4
+    log = (unequal / "run.log").read_text()
+    assert "unfair: not the same micro-batch tokens: tokens " in log and "|small !|" in log
+
+
+def test_arms_of_one_method_do_not_meet(unequal):
+    written = json.loads((unequal / "compare.json").read_text())
+    assert [arm["method"] for arm in written["methods"].values()] == ["sft", "sft"]
+    assert [arm["judge"] for arm in written["methods"].values()] == ["critique", "random"]
+    for name in ("sft", "small"):
+        assert (unequal / name / "final" / "model.safetensors").is_file()
+        assert len((unequal / name / "metrics.jsonl").read_text().splitlines()) == 1
+    answers = json.loads((unequal / "gallery.json").read_text())["items"][0]["answers"]
+    assert set(answers) == {"base", "honest", "sft", "small"}
+    page = (unequal / "report.html").read_text()
+    assert "--arm-sft: var(--arm0); --arm-small: var(--arm1);" in page
+    assert not (unequal / "honest").exists()
 
 
 def test_a_recorded_arm_trains_another_method_without_generating(stack, folder):

@@ -17,6 +17,15 @@ from trainers.comparison import (
     load,
     save,
 )
+from trainers.conditions import (
+    Conditions,
+    Difference,
+    LogprobPath,
+    MicroBatch,
+    Precision,
+    RolloutCopy,
+    Shards,
+)
 from trainers.data.errors import UserError
 from trainers.gallery import Gallery, GalleryItem, gallery_item, load_gallery
 from trainers.verdicts import all_warnings, check_budgets, verdicts
@@ -106,6 +115,13 @@ def test_every_key_of_the_schema_is_documented() -> None:
         Comparison,
         Evaluated,
         MethodResult,
+        Conditions,
+        Precision,
+        MicroBatch,
+        Shards,
+        LogprobPath,
+        RolloutCopy,
+        Difference,
         Memory,
         CurvePoint,
         PhaseSpan,
@@ -115,14 +131,18 @@ def test_every_key_of_the_schema_is_documented() -> None:
         assert set(model.model_fields) <= documented, model.__name__
 
 
-def test_arms_come_in_the_order_of_the_tables() -> None:
+def test_arms_come_in_the_order_in_which_they_were_run(tmp_path: Path) -> None:
     value = comparison(zeta=arm(), sft=arm(), ppo=arm())
-    assert [name for name, _ in value.arms()] == ["ppo", "sft", "zeta"]
+    assert [name for name, _ in value.arms()] == ["zeta", "sft", "ppo"]
+    save(value, tmp_path / "compare.json")
+    assert [name for name, _ in load(tmp_path / "compare.json").arms()] == ["zeta", "sft", "ppo"]
 
 
 def test_equal_budgets_are_silent_and_random_needs_no_judge() -> None:
     equal = {name: arm(rollouts=96, judge_calls=96) for name in ("ppo", "dpo", "nsft", "sft")}
-    assert check_budgets(comparison(**equal, random=arm(rollouts=96))) == []
+    floor = arm(rollouts=96, judge="random")
+    assert check_budgets(comparison(**equal, floor=floor)) == []
+    assert check_budgets(comparison(**equal, random=arm(rollouts=96, judge="critique")))
 
 
 def test_unequal_budgets_are_named() -> None:
