@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trainers.data.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.planner.plan import Settings
+    from cluster.planner.settings import Settings
 
 EPILOG = """
 examples:
@@ -55,7 +55,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         UserError: options that do not go together.
     """
-    from cluster.planner.plan import Settings
+    from cluster.planner.settings import Settings
 
     if arguments.reference == "adapter_off" and not arguments.lora:
         raise UserError(

@@ -12,7 +12,8 @@ from cluster.config import METHODS as CONFIGS
 from cluster.planner.architectures import load_architecture
 from cluster.planner.gpus import find_gpu
 from cluster.planner.options import settings_of
-from cluster.planner.plan import Planner, Settings, total
+from cluster.planner.plan import Planner, total
+from cluster.planner.settings import Settings
 from trainers.registry import make_method
 
 METHODS = {name: make_method(config()) for name, config in CONFIGS.items()}
@@ -76,16 +77,20 @@ def test_declared_copies_do_not_change_with_switches(planner):
     assert len(planner.plan(METHODS["nsft"], lean, 1).copies) == 1
 
 
-def test_offloaded_optimizer_moves_14_bytes_per_parameter_to_the_host(planner):
-    # Adam 8, masters 4, and the gradients that it steps on 2
+def test_an_offloaded_optimizer_needs_more_host_memory_than_it_frees(planner):
+    # Adam 8, masters 4, and the gradients 2 leave the device
     two = replace(ONE, zero_stage=2)
     on, off = (
         planner.plan(METHODS["nsft"], replace(two, optimizer_device=device), 1)
         for device in ("device", "cpu")
     )
+    number = planner.architecture.num_parameters
     moved = total(on.phases["train"]) - total(off.phases["train"])
-    assert moved == off.host_bytes
-    assert moved / planner.architecture.num_parameters == pytest.approx(14, rel=0.01)
+    scratch = off.phases["train"]["policy"]["communication"]
+    scratch -= on.phases["train"]["policy"]["communication"]
+    assert (moved + scratch) / number == pytest.approx(14, rel=0.01)
+    # there the gradients are float32, 4, beside their sums 2 and the weights on their way back 2
+    assert (off.host_bytes - scratch) / number == pytest.approx(20, rel=0.01)
 
 
 def test_time_slicing_needs_the_largest_copy_and_not_the_sum(planner):
