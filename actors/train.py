@@ -140,6 +140,7 @@ class TrainActor:
         self.device: torch.device = self._engine.device
         self.steps = 0
         self._bytes: dict[str, int] = {"weights": module_bytes(module)}
+        self._held: dict[str, int] | None = None
 
     def _build(self, spec: TrainSpec, dtype: torch.dtype) -> nn.Module:
         if spec.role == "reward":
@@ -175,7 +176,9 @@ class TrainActor:
         return self.meter.read(phase, on_device, on_host)
 
     def _bytes_by_place(self) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-        kinds, role = engine_bytes(self._engine), self.spec.role
+        if self._held is None:  # it has worked since it was last counted
+            self._held = engine_bytes(self._engine)
+        kinds, role = dict(self._held), self.spec.role
         away = {}
         if self.spec.offload_optimizer != "none":
             away = {kind: kinds.pop(kind) for kind in OFFLOADED if kind in kinds}
@@ -216,6 +219,7 @@ class TrainActor:
 
     def _track(self, phase: str, batch: Batch) -> AbstractContextManager[StorageTracker | None]:
         """Count what comes and goes with `batch`, if it is the largest so far."""
+        self._held = None
         # Adam's states exist from the second step on, so the first is not representative.
         size = batch.input_ids_BT.numel() if self.steps or phase != "train" else 0
 
@@ -421,7 +425,8 @@ def score_rows(
 ) -> list[np.ndarray]:
     """Forward `rows` in batches of similar length; float32 arrays in the order given."""
     encoded = [encode_row(row, processing) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
+    # The longest first: a batch that does not fit is the first, and only the first is tracked.
+    order = sorted(range(len(rows)), key=lambda index: -len(encoded[index].input_ids))
     results: list[np.ndarray | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -223,7 +223,7 @@ def train_copies(
     """
     stored = ray.put(list(groups))
     if arm.ledger is not None:
-        arm.ledger.count_objects()
+        arm.ledger.count_objects(arm.round)
     roles = arm.method.trained
     turns = [(role,) for role in roles] if arm.config.train.time_slice else [roles]
     metrics: dict[str, float] = {}
@@ -267,7 +267,7 @@ def sync(session: Session, arm: Arm) -> None:
     buckets = policy_buckets(session, arm)
     ray.get(session.actor("rollout").update_weights.remote(buckets))
     if arm.ledger is not None:
-        arm.ledger.count_objects()  # while the buckets are still there
+        arm.ledger.count_objects(arm.round)  # while the buckets are still there
 
 
 def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float:
