@@ -23,7 +23,8 @@ def score_rows(
 ) -> list[np.ndarray]:
     """Forward `rows` in batches of similar length; float32 arrays in the order given."""
     encoded = [encode_row(row, processing) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
+    # The longest first: a batch that does not fit is the first, and only the first is tracked.
+    order = sorted(range(len(rows)), key=lambda index: -len(encoded[index].input_ids))
     results: list[np.ndarray | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -155,6 +155,7 @@ class TrainActor:
         self.steps = 0
         self._largest = (0, 0)
         self._bytes = {"weights": bytes_by_kind(self._tensors())["weights"]}
+        self._held: dict[str, int] | None = None
 
     def load_tenant(self, spec: TrainSpec) -> None:
         """Load a second copy that trains adapters, and a head, on this copy's frozen base.
@@ -172,7 +173,7 @@ class TrainActor:
         self._base, self._tenant = base, tenant
         tenant._base, tenant._borrows = base, True
         for copy in (self, tenant):
-            copy._bytes = bytes_by_kind(copy._tensors())
+            copy._bytes, copy._held = bytes_by_kind(copy._tensors()), None
 
     def tenant(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the second copy."""
@@ -228,7 +229,9 @@ class TrainActor:
         return self.meter.read(phase, on_device, on_host)
 
     def _bytes_by_place(self) -> tuple[Copies, Copies]:
-        kinds, role = bytes_by_kind(self._tensors()), self.spec.role
+        if self._held is None:  # it has worked since it was last counted
+            self._held = bytes_by_kind(self._tensors())
+        kinds, role = dict(self._held), self.spec.role
         away = {}
         if self.spec.offload_optimizer != "none":
             away = {kind: kinds.pop(kind) for kind in OFFLOADED if kind in kinds}
@@ -279,6 +282,7 @@ class TrainActor:
 
     def _track(self, phase: str, batch: Batch) -> AbstractContextManager[StorageTracker | None]:
         """Count what comes and goes with `batch`, if it is the largest so far."""
+        self._held = None
         # Adam's states exist from the second step on, so the first is not representative.
         size = batch.input_ids_BT.numel() if self.steps or phase != "train" else 0
 

@@ -23,18 +23,12 @@ import torch
 from actors.modules import load_reward_module
 from actors.reference import ReferenceActor
 from actors.train import TrainActor
-from actors.train_spec import REDUCE_BUCKET_SIZE, TrainSpec
+from actors.train_spec import TrainSpec
 from cluster.config import METHODS
 from cluster.planner.architectures import Architecture, load_architecture
-from cluster.planner.copies import copy_tensors
-from cluster.planner.static import (
-    Sharding,
-    backward_bucket_bytes,
-    frozen_copy_bytes,
-    trained_copy_bytes,
-)
-from cluster.planner.trace import Workload, trace_step, vision_bytes
-from trainers.batch import Group, collate, encode_row
+from cluster.planner.copy_plan import CopyPlanner
+from cluster.planner.settings import Settings
+from trainers.batch import Batch, Group, collate, encode_row
 from trainers.comparison import write_atomic
 from trainers.data.drawn_model import build_model, build_processor, save_pretrained_folder
 from trainers.data.images import ImageStore
@@ -76,6 +70,7 @@ class Cell:
     """Copy -> kind -> device bytes at its peak in the training step."""
     host: Copies
     planned: Copies
+    planned_host: Copies
     static: Copies
     """Copy -> kind -> bytes that stay, with all gradients: before the optimiser's step."""
     seconds_per_step: float
@@ -87,7 +82,12 @@ class Cell:
         return _sum(self.measured)
 
 
-def bench_memory(models: Sequence[str], methods: Sequence[str], load: Load) -> list[Cell]:
+def bench_memory(
+    models: Sequence[str],
+    methods: Sequence[str],
+    load: Load,
+    regimes: Sequence[str] = tuple(REGIMES),
+) -> list[Cell]:
     """A cell for every model, method and regime."""
     cells: list[Cell] = []
     with ExitStack() as stack:
@@ -97,7 +97,7 @@ def bench_memory(models: Sequence[str], methods: Sequence[str], load: Load) -> l
         for name in models:
             model_dir = _model_folder(name, folder)
             for method in methods:
-                for regime in REGIMES:
+                for regime in regimes:
                     cells.append(_cell(name, model_dir, method, regime, load, folder))
                     print(f"{name} {method} {regime}: {cells[-1].peak / 1e6:.1f} MB", flush=True)
     return cells
@@ -174,6 +174,9 @@ def _cell(
             if role not in trained:
                 measured[role] = static[role] = copy.memory()
     batch = collate(rows, [encode_row(row, processing) for row in rows], processing)
+    planned, planned_host = _planned(
+        load_architecture(model_dir), method, spec, batch, len(processing.banned_ids())
+    )
     return Cell(
         model=name,
         method=method_name,
@@ -181,7 +184,8 @@ def _cell(
         measured=measured,
         host=host,
         static=static,
-        planned=_planned(load_architecture(model_dir), method, spec, batch),
+        planned=planned,
+        planned_host=planned_host,
         seconds_per_step=seconds,
         tokens_per_second=int(batch.attention_mask_BT.sum()) / seconds,
     )
@@ -274,56 +278,45 @@ def _groups(
     return method.select(scored, samples, rng).groups
 
 
-def _planned(architecture: Architecture, method: Method, spec: TrainSpec, batch: Any) -> Copies:
-    """What the planner says of the same copies and the same batch."""
-    targets = int(batch.mask_BR.sum())
+def _planned(
+    architecture: Architecture, method: Method, spec: TrainSpec, batch: Batch, banned: int
+) -> tuple[Copies, Copies]:
+    """What the planner says of the same copies and the same batch, on the device and on the host.
+
+    The bucket of a sharded backward comes and goes: measured, it is among the activations.
+    """
     rows, length = batch.input_ids_BT.shape
-    work = Workload(
-        rows=rows,
-        prompt_tokens=length - targets // rows,
-        response_tokens=targets // rows,
+    response = int(batch.mask_BR.sum()) // rows
+    image = architecture.config.image_token_id
+    image_tokens = int((batch.input_ids_BT == image).sum()) // rows
+    settings = Settings(
+        zero_stage=spec.zero_stage,
+        bf16=spec.bf16,
+        lora_rank=spec.lora_rank,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        micro_batch_size=rows,
+        accumulate=False,
+        response_tokens=response,
+        text_tokens=length - response - image_tokens,
+        image_tokens=image_tokens,
+        num_banned=banned,
         chunk_size=spec.chunk_size,
+        optimizer_device="device" if spec.offload_optimizer == "none" else "cpu",
     )
-    planned: Copies = {}
+    planner = CopyPlanner(architecture)
+    device: Copies = {}
+    host: Copies = {}
     for copy in method.copies:
-        tensors = copy_tensors(
-            architecture, copy.role, bf16=spec.bf16, lora_rank=spec.lora_rank, num_banned=NUM_BANNED
-        )
         if not copy.trained:
-            planned[copy.role] = frozen_copy_bytes(tensors.shapes, tensors.buffer_bytes)
+            device[copy.role] = planner.frozen(copy.role, settings)
             continue
-        sharding = Sharding(
-            zero_stage=spec.zero_stage,
-            bf16=spec.bf16,
-            reduce_bucket_size=min(REDUCE_BUCKET_SIZE, tensors.num_trained),
-        )
-        kinds = trained_copy_bytes(tensors.shapes, tensors.buffer_bytes, sharding)
-        kinds.pop("gradients")
-        if spec.offload_optimizer != "none":
-            kinds = {"weights": kinds["weights"]}
-        traced = trace_step(
-            architecture,
-            copy.role,
-            work,
-            bf16=spec.bf16,
-            gradient_checkpointing=False,
-            lora_rank=spec.lora_rank,
-            keep_gradients=spec.zero_stage == 0,
-        )
-        # The bucket comes and goes with the backward: measured, it is among the activations.
-        traced["activations"] += backward_bucket_bytes(sharding)
-        traced["activations"] += vision_bytes(
-            architecture.config,
-            rows * architecture.image_tokens(),
-            trained=not spec.lora_rank,
-            bytes_per_element=2 if spec.bf16 else 4,
-        )
-        planned[copy.role] = kinds | traced
-    return planned
-
-
-NUM_BANNED = 4
-"""Special tokens but EOS of the built-in tokenizer."""
+        own = planner.trained(copy.role, settings, 1)
+        device[copy.role] = dict(own.device)
+        for kind, size in planner.step(copy.role, settings, 1).items():
+            device[copy.role][kind] = device[copy.role].get(kind, 0) + size
+        if own.host:
+            host[copy.role] = own.host
+    return device, host
 
 
 def _sum(copies: Mapping[str, Mapping[str, int]]) -> int:

@@ -21,7 +21,7 @@ TOLERANCE = 0.05
 
 def run(arguments: argparse.Namespace) -> int:
     """`quartet bench memory`. Returns 1 if a peak left the baseline."""
-    from cluster.bench import SIZES, Load, as_json, bench_memory, write
+    from cluster.bench import REGIMES, SIZES, Load, as_json, bench_memory, write
     from cluster.config import METHODS
 
     for name in arguments.models:
@@ -29,11 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--models {name}: neither {', '.join(SIZES)} nor a model folder")
     if unknown := [name for name in arguments.methods if name not in METHODS]:
         raise UserError(f"--methods {unknown[0]}: unknown; methods: {', '.join(METHODS)}")
+    if unknown := [name for name in arguments.regimes or () if name not in REGIMES]:
+        raise UserError(f"--regimes {unknown[0]}: unknown; regimes: {', '.join(REGIMES)}")
+    regimes = arguments.regimes or tuple(REGIMES)
     baseline = _baseline(arguments.baseline) if arguments.baseline else None
     load = Load(batch=arguments.batch, sequence=arguments.sequence)
     if baseline and baseline["load"] != {"batch": load.batch, "sequence": load.sequence}:
         raise UserError(f"{arguments.baseline}: made with {baseline['load']}; give the same")
-    cells = bench_memory(arguments.models, arguments.methods, load)
+    cells = bench_memory(arguments.models, arguments.methods, load, regimes)
     result = as_json(cells, load)
     console = Console()
     for table in tables(result):

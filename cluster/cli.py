@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--models", nargs="+", default=["drawn"], help="drawn, drawn-wide, or model folders"
     )
     bench.add_argument("--methods", nargs="+", default=list(METHOD_NAMES))
+    bench.add_argument("--regimes", nargs="+", help="full, lora, offload (default: all)")
     bench.add_argument(
         "--batch", type=_count, default=16, help="rollouts: rows of PPO, twice the pairs (16)"
     )

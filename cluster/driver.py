@@ -232,7 +232,7 @@ def train_copies(
     """
     stored = ray.put(list(groups))
     if arm.ledger is not None:
-        arm.ledger.count_objects()
+        arm.ledger.count_objects(arm.round)
     roles = arm.method.trained
     train = arm.config.train
     in_turn = train.time_slice or train.critic == "shared_base"
@@ -279,7 +279,7 @@ def sync(session: Session, arm: Arm) -> None:
     with awake(session, arm, "rollout"):
         ray.get(session.actor("rollout").update_weights.remote(buckets))
     if arm.ledger is not None:
-        arm.ledger.count_objects()  # while the buckets are still there
+        arm.ledger.count_objects(arm.round)  # while the buckets are still there
 
 
 def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float:

@@ -1,9 +1,16 @@
-"""The run's memory ledger: asks every process at each phase's end, and keeps the rows."""
+"""The run's memory ledger: asks every process at each phase's end, and keeps the rows.
+
+Asking does not wait: calls of one process are answered in order, so that a reading belongs to the
+phase that ended, however late it is fetched.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import ray
 
 from actors.ledger import Reading
 from cluster.session import Session
@@ -32,33 +39,49 @@ class Ledger:
         self.path.unlink(missing_ok=True)
         # The judge's model is the method's own reward copy, or a shared one.
         self._names = {} if any(c.role == "reward" for c in copies) else {"reward": "judge"}
-        self._objects = 0
+        self._objects: int | None = None
+        self._asked: list[tuple[int, str, dict[str, Any], int | None]] = []
         self.rows: list[LedgerRow] = []
+        """Of the phases before the last; of all once `fetch` was called."""
 
-    def count_objects(self) -> None:
-        """Look at the object store now, while what a phase put there is still held."""
-        self._objects = max(self._objects, self.session.object_store_bytes())
+    def count_objects(self, round: int) -> None:
+        """Look at the object store now, while what a phase put there is still held.
+
+        Only in rounds 1, 2, 4, 8, ...: the question costs as much as all readings of a phase, and a
+        round puts there what the round before did.
+        """
+        if round & (round - 1) == 0:
+            self._objects = max(self._objects or 0, self.session.object_store_bytes())
 
     def end_phase(self, round: int, phase: str) -> None:
-        """Every process reports the phase that ends now and starts the next with fresh peaks."""
-        rows = [
-            row
-            for process, reading in self.session.readings(phase).items()
-            for row in self._rows(round, phase, process, reading)
-        ]
-        rows.append(
-            LedgerRow(
-                round=round,
-                phase=phase,
-                process="raylet",
-                copy="process",
-                kind="objects",
-                place="object_store",
-                bytes=self._objects,
-                source="ray",
-            )
-        )
-        self._objects = 0
+        """Every process reports the phase that ends now and starts the next with fresh peaks. The
+        answers are fetched at the next phase's end: they are there by then.
+        """
+        self.fetch()
+        self._asked.append((round, phase, self.session.ask_readings(phase), self._objects))
+        self._objects = None
+
+    def fetch(self) -> None:
+        """Fetch what was asked for, and append it to the file."""
+        rows: list[LedgerRow] = []
+        for round, phase, asked, objects in self._asked:
+            readings = dict(zip(asked, ray.get(list(asked.values())), strict=True))
+            for process, reading in readings.items():
+                rows += self._rows(round, phase, process, reading)
+            if objects is not None:
+                rows.append(
+                    LedgerRow(
+                        round=round,
+                        phase=phase,
+                        process="raylet",
+                        copy="process",
+                        kind="objects",
+                        place="object_store",
+                        bytes=objects,
+                        source="ray",
+                    )
+                )
+        self._asked.clear()
         write_rows(self.path, rows)
         self.rows += rows
 
@@ -91,6 +114,7 @@ class Ledger:
 
     def summary(self, moved: Memory) -> Memory:
         """What the report and the table show; `moved` has what went to the host and back."""
+        self.fetch()
         return Memory(
             moved_bytes=moved.moved_bytes,
             moving_seconds=moved.moving_seconds,

@@ -18,7 +18,6 @@ import ray
 import torch
 
 from actors.engine import EngineSpec
-from actors.ledger import Reading
 from actors.reference import ReferenceActor
 from actors.reward import JudgeActor
 from actors.rollout import RolloutActor
@@ -242,15 +241,16 @@ class Session:
     def _actors(self, role: str) -> list[Any]:
         return self._groups[role].actors if role in self._groups else [self.actor(role)]
 
-    def readings(self, phase: str) -> dict[str, Reading]:
-        """Every started process's memory in the phase that ends now, by role and rank."""
+    def ask_readings(self, phase: str) -> dict[str, Any]:
+        """Ask every started process for its memory in the phase that ends now. References by role
+        and rank; nothing waits, as a process answers before it does what it is asked later.
+        """
         processes = {
             f"{role}/{rank}": actor
             for role, group in self._groups.items()
             for rank, actor in enumerate(group.actors)
         } | self._single
-        references = [actor.end_phase.remote(phase) for actor in processes.values()]
-        return dict(zip(processes, ray.get(references), strict=True))
+        return {name: actor.end_phase.remote(phase) for name, actor in processes.items()}
 
     def object_store_bytes(self) -> int:
         """Bytes that Ray's object stores hold now, all nodes together."""

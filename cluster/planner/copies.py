@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.planner.architectures import Architecture, meta_model
+from cluster.planner.reached import unreached
 from cluster.planner.static import TensorShape
 
 
@@ -36,6 +37,7 @@ def copy_tensors(
     lora_rank: int = 0,
     lora_vision: bool = False,
     num_banned: int = 0,
+    images: bool = True,
 ) -> CopyTensors:
     """The tensors of `role`'s copy of a model.
 
@@ -46,6 +48,7 @@ def copy_tensors(
         lora_rank: above 0, adapters are trained and the base is frozen.
         lora_vision: adapters in vision tower and projector, too.
         num_banned: ids that the policy's sampler is forbidden, 8 bytes each.
+        images: whether rows have images; the loss of text alone reaches no vision parameter.
     """
     import torch
 
@@ -66,6 +69,7 @@ def copy_tensors(
         else:
             module = PolicyModule(vlm, banned_ids=[0] * num_banned)
     frozen = role in ("reference", "reward")
+    beyond = unreached(architecture, images=images)
     return CopyTensors(
         shapes=tuple(
             TensorShape(
@@ -73,6 +77,7 @@ def copy_tensors(
                 numel=parameter.numel(),
                 trained=parameter.requires_grad and not frozen,
                 bytes_per_element=parameter.element_size(),
+                reached=not beyond(name.removeprefix("vlm.")),
             )
             for name, parameter in module.named_parameters()
         ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trainers.data.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.planner.plan import Settings
+    from cluster.planner.settings import Settings
 
 EPILOG = """
 examples:
@@ -31,6 +31,12 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; 0 trains all")
     add("--lora-vision", action="store_true", help="adapters in the vision tower, too")
     add("--reference", default="own_copy", choices=("own_copy", "adapter_off", "cached"))
+    add(
+        "--critic",
+        default="own_copy",
+        choices=("own_copy", "shared_base"),
+        help="shared_base: PPO's critic is adapters and a head on the policy's base",
+    )
     add("--offload", choices=("optimizer",), help="optimiser states and masters on the host")
     add(
         "--sleep",
@@ -55,12 +61,19 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         UserError: options that do not go together.
     """
-    from cluster.planner.plan import Settings
+    from cluster.planner.settings import Settings
 
     if arguments.reference == "adapter_off" and not arguments.lora:
         raise UserError(
             "--reference adapter_off needs --lora RANK: without adapters there is nothing to turn "
             "off; --reference cached does without a copy, too"
+        )
+    if arguments.critic == "shared_base" and (
+        not arguments.lora or arguments.zero == 3 or arguments.time_slice
+    ):
+        raise UserError(
+            "--critic shared_base needs --lora RANK, --zero 0, 1 or 2, and no --time-slice: a base "
+            "that is frozen, whole, and stays"
         )
     if arguments.offload and not arguments.zero:
         raise UserError("--offload optimizer needs --zero 1, 2 or 3, which own the optimiser")
@@ -75,6 +88,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         lora_vision=arguments.lora_vision,
         gradient_checkpointing=not arguments.no_checkpointing,
         reference=arguments.reference,
+        critic=arguments.critic,
         micro_batch_size=arguments.micro_batch,
         text_tokens=arguments.prompt,
         response_tokens=arguments.response,

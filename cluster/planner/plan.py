@@ -13,62 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from actors.train_spec import REDUCE_BUCKET_SIZE
 from cluster.planner.architectures import Architecture
-from cluster.planner.copies import CopyTensors, copy_tensors
+from cluster.planner.copy_plan import CopyPlanner
 from cluster.planner.gpus import Gpu
-from cluster.planner.static import (
-    Sharding,
-    backward_bucket_bytes,
-    frozen_copy_bytes,
-    trained_copy_bytes,
-)
-from cluster.planner.trace import Workload, trace_step, vision_bytes
+from cluster.planner.settings import Settings
 from trainers.ledger import PHASES, Copies, Kinds
 from trainers.method import Method
-from trainers.roles import (
-    ReferenceMode,
-    reference_source,
-    resident_in_scoring,
-    resident_in_training,
-)
+from trainers.roles import reference_source, resident_in_scoring, resident_in_training
 
 RUNTIME_BYTES = 600 * 2**20
 """Assumed for each process on a GPU: CUDA context, kernels, cuBLAS workspace."""
 MOST_NODES = 64
 BUCKET_BYTES = 256 * 2**20
 """`train.bucket_mib` of a weight sync."""
-LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's `stage3_max_live_parameters`, its default."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What is planned for; names as in a run's config where it has them."""
-
-    zero_stage: int = 3
-    bf16: bool = True
-    lora_rank: int = 0
-    lora_vision: bool = False
-    gradient_checkpointing: bool = True
-    reference: ReferenceMode = "own_copy"
-    micro_batch_size: int = 2
-    """Rows (a preference pair is two)."""
-    response_tokens: int = 512
-    text_tokens: int = 128
-    """Of the prompt, beside the image."""
-    images: int = 1
-    max_num_seqs: int = 32
-    """Responses that the rollout engine and the judge write at once."""
-    chunk_size: int = 512
-    """Target tokens whose logits exist at once."""
-    sleep: bool = False
-    """The rollout engine and the judge's leave the GPU while others work."""
-    time_slice: bool = False
-    """One copy on the GPU at a time, the others in host memory."""
-    optimizer_device: Literal["device", "cpu"] = "device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +76,11 @@ class Planner:
     architecture: Architecture
     gpu: Gpu
     gpus_per_node: int = 8
-    _traces: dict[Any, Kinds] = field(default_factory=dict)
-    _tensors: dict[Any, CopyTensors] = field(default_factory=dict)
+    _copies: CopyPlanner = field(init=False)
+
+    def __post_init__(self) -> None:
+        """One planner of copies, so that each trace is taken once."""
+        self._copies = CopyPlanner(self.architecture)
 
     def plan(self, method: Method, settings: Settings, num_gpus: int | None = None) -> MethodPlan:
         """The method on `num_gpus`, by default on the smallest number that fits (or one)."""
@@ -159,6 +121,16 @@ class Planner:
             ("--lora 64", {"lora_rank": 64}),
             ("--lora 64 --time-slice", {"lora_rank": 64, "time_slice": True}),
         ]
+        if settings.critic == "shared_base":  # one base cannot be apart
+            changes = [item for item in changes if not {"zero_stage", "time_slice"} & {*item[1]}]
+        elif "critic" in method.trained and not settings.time_slice:
+            rank, stage = settings.lora_rank or 64, min(settings.zero_stage, 2)
+            changes.append(
+                (
+                    f"--lora {rank} --zero {stage} --critic shared_base",
+                    {"lora_rank": rank, "zero_stage": stage, "critic": "shared_base"},
+                )
+            )
         if settings.zero_stage and not settings.time_slice:  # who owns the optimiser moves it
             changes.append(("--offload optimizer", {"optimizer_device": "cpu"}))
         found = []
@@ -219,36 +191,30 @@ class Planner:
                 for kind, size in working[copy].items():
                     kinds[kind] = kinds.get(kind, 0) + size
             copies[copy] = kinds
-        copies["process"] = {"runtime": RUNTIME_BYTES * len(here)}
+        tenants = int("critic" in here and settings.critic == "shared_base")
+        copies["process"] = {"runtime": RUNTIME_BYTES * (len(here) - tenants)}
         return copies
 
     def _held(
         self, method: Method, settings: Settings, number: int
     ) -> tuple[dict[str, Kinds], int]:
-        """Copy -> kind -> bytes while it is there (rank 0's share), and bytes moved to the host."""
+        """Copy -> kind -> bytes while it is there (the fullest rank's), and bytes on the host."""
         resident = resident_in_scoring(method.copies, method.refreshed, settings.reference)
         held: dict[str, Kinds] = {}
         host = 0
         for role in resident:
-            tensors = self._copy(role, settings)
             if role in method.trained:
-                sharding = _sharding(settings, number, tensors)
-                kinds = trained_copy_bytes(tensors.shapes, tensors.buffer_bytes, sharding)
-                gradients = kinds.pop("gradients")  # counted where they exist: in training
-                if settings.optimizer_device == "cpu":
-                    # DeepSpeed steps where the states are, on gradients that it sent there.
-                    host += kinds.pop("optimizer") + kinds.pop("masters") + gradients
-                held[role] = kinds
+                own = self._copies.trained(role, settings, number)
+                held[role] = own.device
+                host += sum(own.host.values())
             else:
-                held[role] = frozen_copy_bytes(tensors.shapes, tensors.buffer_bytes)
-        engine = self._copy("policy", replace(settings, lora_rank=0))
-        weights = frozen_copy_bytes(engine.shapes, engine.buffer_bytes)
+                held[role] = self._copies.frozen(role, settings)
+        weights = self._copies.frozen("policy", replace(settings, lora_rank=0))
         cache = {"kv_cache": self._kv_cache_bytes(settings)}
         held["rollout_engine"] = {**weights, **cache}
         held["judge_engine"] = {**weights, **cache}
         if "reward" not in resident:
-            reward = self._copy("reward", settings)
-            held["judge"] = frozen_copy_bytes(reward.shapes, reward.buffer_bytes)
+            held["judge"] = self._copies.frozen("reward", settings)
         return held, host
 
     def _working(
@@ -260,89 +226,21 @@ class Planner:
         for signal in method.signals:
             source = reference_source(method.refreshed, settings.reference)
             own = signal.role != "reference" or source in ("resident_copy", "passing_copy")
-            scoring[signal.role if own else "policy"] = self._trace(
-                "critic" if signal.role == "critic" else "policy", settings, train=False
+            scoring[signal.role if own else "policy"] = self._copies.scoring(
+                "critic" if signal.role == "critic" else "policy", settings
             )
-        train: dict[str, Kinds] = {}
-        for role in method.trained:
-            tensors = self._copy(role, settings)
-            sharding = _sharding(settings, number, tensors)
-            # All gradients exist from a step's second micro-batch on.
-            gradients = trained_copy_bytes(tensors.shapes, 0, sharding)["gradients"]
-            train[role] = {
-                **self._trace(role, settings, train=True),
-                "gradients": 0 if settings.optimizer_device == "cpu" else gradients,
-                "communication": backward_bucket_bytes(sharding)
-                + _gathered_bytes(tensors, sharding),
-            }
         return {
             "generate": {"rollout_engine": self._engine_work(settings)},
             "judge": {
                 "judge_engine": self._engine_work(settings),
-                judge: self._trace("policy", settings, train=False),
+                judge: self._copies.scoring("policy", settings),
             },
             "logprobs": scoring,
-            "train": train,
+            "train": {role: self._copies.step(role, settings, number) for role in method.trained},
             "sync": {"policy": {"communication": BUCKET_BYTES}, "rollout_engine": {}},
         }
 
     # Pieces ------------------------------------------------------------------------------------
-
-    def _copy(self, role: str, settings: Settings) -> CopyTensors:
-        key = (role, settings.bf16, settings.lora_rank, settings.lora_vision)
-        if key not in self._tensors:
-            self._tensors[key] = copy_tensors(
-                self.architecture,
-                role,
-                bf16=settings.bf16,
-                lora_rank=settings.lora_rank,
-                lora_vision=settings.lora_vision,
-            )
-        return self._tensors[key]
-
-    def _trace(self, role: str, settings: Settings, *, train: bool) -> Kinds:
-        """Activations and logits at the peak of one micro-batch; gradients are counted apart."""
-        key = (
-            role,
-            train,
-            settings.bf16,
-            settings.gradient_checkpointing and train,
-            settings.lora_rank,
-            settings.lora_vision,
-            settings.micro_batch_size,
-            settings.text_tokens,
-            settings.response_tokens,
-            settings.images,
-            settings.chunk_size,
-        )
-        if key not in self._traces:
-            image_tokens = self.architecture.image_tokens() * settings.images
-            workload = Workload(
-                rows=settings.micro_batch_size,
-                prompt_tokens=settings.text_tokens + image_tokens,
-                response_tokens=settings.response_tokens,
-                chunk_size=settings.chunk_size,
-            )
-            kinds = trace_step(
-                self.architecture,
-                role,
-                workload,
-                bf16=settings.bf16,
-                gradient_checkpointing=settings.gradient_checkpointing,
-                lora_rank=settings.lora_rank,
-                train=train,
-            )
-            kinds.pop("gradients", None)
-            trained = train and (not settings.lora_rank or settings.lora_vision)
-            kinds["activations"] = kinds.get("activations", 0) + vision_bytes(
-                self.architecture.config,
-                settings.micro_batch_size * image_tokens,
-                # Checkpointing keeps a tower's layers as it keeps the language model's.
-                trained=trained and not settings.gradient_checkpointing,
-                bytes_per_element=2 if settings.bf16 else 4,
-            )
-            self._traces[key] = kinds
-        return self._traces[key]
 
     def _kv_cache_bytes(self, settings: Settings) -> int:
         """Keys and values of `max_num_seqs` sequences of full length, all layers."""
@@ -367,24 +265,6 @@ def _parked(copies: Iterable[Kinds]) -> int:
     return sum(size for kinds in copies for kind, size in kinds.items() if kind != "kv_cache")
 
 
-def _sharding(settings: Settings, number: int, tensors: CopyTensors) -> Sharding:
-    return Sharding(
-        zero_stage=settings.zero_stage,
-        num_ranks=number,
-        bf16=settings.bf16,
-        reduce_bucket_size=min(REDUCE_BUCKET_SIZE, tensors.num_trained),
-    )
-
-
-def _gathered_bytes(tensors: CopyTensors, sharding: Sharding) -> int:
-    """Whole parameters that ZeRO 3 holds around the layer at work, at most
-    `stage3_max_live_parameters` elements.
-    """
-    if sharding.zero_stage != 3 or sharding.num_ranks == 1:
-        return 0
-    return min(LIVE_PARAMETERS, tensors.num_parameters) * (2 if sharding.bf16 else 4)
-
-
 def _homes(held: Mapping[str, Kinds], trained: Sequence[str], number: int) -> dict[str, int | None]:
     """Copy -> GPU; None for a trained copy, which has a rank on each."""
     homes: dict[str, int | None] = {copy: None for copy in held if copy in trained}
@@ -399,7 +279,8 @@ def _homes(held: Mapping[str, Kinds], trained: Sequence[str], number: int) -> di
 
 def _moments(phase: str, working: Mapping[str, Kinds], settings: Settings) -> list[tuple[str, ...]]:
     """Sets of copies that work at the same time in a phase."""
-    together = phase == "sync" or (phase == "train" and not settings.time_slice)
+    in_turn = settings.time_slice or settings.critic == "shared_base"
+    together = phase == "sync" or (phase == "train" and not in_turn)
     names = tuple(working)
     return [names] if together or not names else [(name,) for name in names]
 

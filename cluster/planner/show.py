@@ -14,7 +14,8 @@ from cluster.config import METHODS
 from cluster.planner.architectures import Architecture, load_architecture
 from cluster.planner.gpus import Gpu, find_gpu
 from cluster.planner.options import settings_of
-from cluster.planner.plan import MethodPlan, Planner, Settings, total
+from cluster.planner.plan import MethodPlan, Planner, total
+from cluster.planner.settings import Settings
 from trainers.data.errors import UserError
 from trainers.ledger import KINDS
 from trainers.method import Method

@@ -23,8 +23,10 @@ the gradients of all trained parameters, wT, until the last micro-batch reduces 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 ADAM_BYTES = 8
 """Two float32 moments per element."""
@@ -121,6 +123,34 @@ def trained_copy_bytes(
     return {kind: size for kind, size in kinds.items() if size}
 
 
+def fullest_rank(shapes: Sequence[TensorShape], sharding: Sharding) -> int:
+    """The rank whose share is largest. Only the gradients of ZeRO 1 and 2 differ from rank to rank,
+    by the tensors that two ranks' partitions cut through; elsewhere it is 0.
+
+    Example: trained tensors of 7 and 4 elements on two ranks, partitions [0, 6) and [6, 12): rank 0
+    holds the gradient of the first, 7, rank 1 those of both and a padding, 12.
+    """
+    if sharding.zero_stage not in (1, 2) or sharding.num_ranks == 1:
+        return 0
+    trained = [shape for shape in shapes if shape.trained]
+    ends = list(accumulate(shape.numel for shape in trained))
+    starts = [0, *ends]
+    unreached = [0, *accumulate(0 if shape.reached else shape.numel for shape in trained)]
+    partition = _partition(ends[-1], sharding)
+
+    def gradients(rank: int) -> int:
+        start, end = partition * rank, partition * (rank + 1)
+        first, behind = bisect_right(ends, start), bisect_left(starts, end, hi=len(ends))
+        padding = max(0, end - max(start, ends[-1]))
+        if first >= behind:
+            return padding
+        zeros = unreached[behind] - unreached[first]
+        whole = ends[behind - 1] - starts[first]
+        return padding + zeros + (whole if zeros < whole else 0)
+
+    return max(range(sharding.num_ranks), key=gradients)
+
+
 def backward_bucket_bytes(sharding: Sharding) -> int:
     """Bytes of the reduction bucket that ZeRO 1 and 2 allocate in each backward and free at its end
     (`setup_buckets`); `trained_copy_bytes` has none of it. 0 for the other stages: ZeRO 3's is
@@ -179,9 +209,9 @@ def _zero_1_2(shapes: Sequence[TensorShape], sharding: Sharding, rank: int) -> d
     width, ranks = _width_trained(sharding), sharding.num_ranks
     trained = [shape for shape in shapes if shape.trained]
     elements = sum(shape.numel for shape in trained)
-    partition = _ceil_div(elements, 2 * ranks) * 2
+    partition = _partition(elements, sharding)
     start, end = partition * rank, partition * (rank + 1)
-    own = list(_touching(trained, start, end))
+    own = list(touching(trained, start, end))
     buffer = sum(shape.numel for shape in own) if any(shape.reached for shape in own) else 0
     zeros = sum(shape.numel for shape in own if not shape.reached)
     padding = max(0, end - max(start, elements))
@@ -193,6 +223,10 @@ def _zero_1_2(shapes: Sequence[TensorShape], sharding: Sharding, rank: int) -> d
         "masters": MASTER_BYTES * partition,
         "communication": ZERO_1_2_SCALAR_BYTES,
     }
+
+
+def _partition(elements: int, sharding: Sharding) -> int:
+    return _ceil_div(elements, 2 * sharding.num_ranks) * 2
 
 
 def _zero_3(shapes: Sequence[TensorShape], sharding: Sharding) -> dict[str, int]:
@@ -222,7 +256,7 @@ def _zero_3(shapes: Sequence[TensorShape], sharding: Sharding) -> dict[str, int]
     }
 
 
-def _touching(shapes: Sequence[TensorShape], start: int, end: int) -> Iterator[TensorShape]:
+def touching(shapes: Sequence[TensorShape], start: int, end: int) -> Iterator[TensorShape]:
     """The tensors that have elements in [start, end) of the flat buffer."""
     offset = 0
     for shape in shapes:

@@ -142,3 +142,20 @@ def test_it_goes_with_the_copy_that_it_lives_on(train_actor, specs):
     train_actor.load(specs("policy", lora_rank=0))
     with pytest.raises(AssertionError, match="adapters first"):
         train_actor.load_tenant(specs("critic"))
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize(("stage", "bf16"), [(0, False), (2, True)])
+def test_it_holds_what_the_planner_says(train_actor, specs, groups, tiny_model, stage, bf16):
+    from cluster.planner.architectures import load_architecture
+    from cluster.planner.copy_plan import CopyPlanner
+    from cluster.planner.settings import Settings
+
+    train_actor.load(specs("policy", zero_stage=stage, bf16=bf16))
+    train_actor.load_tenant(specs("critic", zero_stage=stage, bf16=bf16))
+    train_actor.tenant("train", groups, make_method(PPOConfig()), optimisation(), seed=0)
+    measured = train_actor.tenant("memory")
+    settings = Settings(zero_stage=stage, bf16=bf16, lora_rank=4, critic="shared_base")
+    planned = CopyPlanner(load_architecture(tiny_model)).trained("critic", settings, 1).device
+    measured.pop("gradients")
+    assert measured == planned

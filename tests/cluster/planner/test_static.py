@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.planner.offload import offloaded_copy_bytes
 from cluster.planner.static import (
     Sharding,
     TensorShape,
     backward_bucket_bytes,
     frozen_copy_bytes,
+    fullest_rank,
     trained_copy_bytes,
 )
 
@@ -175,3 +177,54 @@ def test_what_has_no_formula_is_refused():
         Sharding(zero_stage=4)
     with pytest.raises(ValueError, match="num_ranks must be at least 1, got 0"):
         Sharding(zero_stage=0, num_ranks=0)
+
+
+@given(
+    sizes=st.lists(
+        st.tuples(st.integers(1, 50), st.booleans(), st.booleans()), min_size=1, max_size=9
+    ),
+    stage=st.integers(0, 3),
+    num_ranks=st.integers(1, 9),
+)
+def test_the_fullest_rank_holds_most(sizes, stage, num_ranks):
+    shapes = [
+        TensorShape(name=str(index), numel=size, trained=trained, reached=reached)
+        for index, (size, trained, reached) in enumerate([*sizes, (1, True, True)])
+    ]
+    sharding = Sharding(zero_stage=stage, num_ranks=num_ranks)
+    sums = [
+        sum(trained_copy_bytes(shapes, 6, sharding, rank).values()) for rank in range(num_ranks)
+    ]
+    assert sums[fullest_rank(shapes, sharding)] == max(sums)
+
+
+def test_the_fullest_rank_by_hand():
+    # rank 0 holds the gradient of a, 7 elements, rank 1 those of a and c and one of padding, 12
+    assert fullest_rank(SHAPES, Sharding(zero_stage=2, num_ranks=2)) == 1
+    assert fullest_rank(SHAPES, Sharding(zero_stage=3, num_ranks=2)) == 0
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_an_offloaded_optimizer_on_rank_0_of_two(accumulate):
+    # a partition of 6 elements, touched by a, 7 elements, the largest; one norm of 8 bytes
+    sharding = Sharding(zero_stage=2, num_ranks=2, bf16=True)
+    found = offloaded_copy_bytes(SHAPES, 6, sharding, accumulate=accumulate)
+    assert found.device == {"weights": 2 * (12 + 10) + 6, "communication": 2 * 7 + 4 + 8}
+    assert found.host == {
+        "optimizer": 8 * 6 + 4,
+        "masters": 4 * 6,
+        "gradients": 4 * 6,
+        "communication": 2 * 6 + 2 * 7 + (2 * 7 if accumulate else 0),
+    }
+
+
+def test_an_offloaded_optimizer_of_stage_3():
+    sharding = Sharding(zero_stage=3, bf16=True, reduce_bucket_size=100)
+    found = offloaded_copy_bytes(SHAPES, 6, sharding, accumulate=True)
+    assert found.device == {"weights": 2 * 21 + 6, "communication": 2 * 100 + 5 + 8 * 2}
+    assert found.host == {"optimizer": 8 * 11 + 4, "masters": 4 * 11, "gradients": (4 + 2) * 11}
+
+
+def test_stage_0_does_not_offload():
+    with pytest.raises(ValueError, match="ZeRO 0"):
+        offloaded_copy_bytes(SHAPES, 6, Sharding(zero_stage=0), accumulate=True)

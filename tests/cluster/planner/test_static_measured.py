@@ -16,6 +16,7 @@ from actors.memory import module_bytes, storage_bytes
 from actors.modules import CriticModule, PolicyModule, load_vlm
 from actors.train import TrainActor
 from actors.train_spec import REDUCE_BUCKET_SIZE, TrainSpec
+from cluster.planner.offload import offloaded_copy_bytes
 from cluster.planner.static import Sharding, TensorShape, frozen_copy_bytes, trained_copy_bytes
 from trainers.batch import Row
 from trainers.config import PPOConfig, SFTConfig
@@ -103,6 +104,37 @@ def test_a_trained_copy(actor, tiny_model, store, processing, samples, stage, bf
     shapes, buffers = tensors_of(replace(spec, zero_stage=0), processing)
     sharding = Sharding(zero_stage=stage, bf16=bf16, **bucket_of(shapes))
     assert actor.memory() == trained_copy_bytes(shapes, buffers, sharding)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "bf16"),
+    [(2, True), (3, False), *(pytest.param(1, b, marks=pytest.mark.slow) for b in (0, 1))],
+)
+def test_an_offloaded_optimizer(
+    actor, tiny_model, store, processing, samples, stage, bf16, micro_batches
+):
+    """Device and host together: on a CPU both are the host's."""
+    spec = TrainSpec(
+        role="policy",
+        model_dir=tiny_model,
+        image_root=str(store.root),
+        zero_stage=stage,
+        bf16=bool(bf16),
+        micro_batch_size=2 // micro_batches,
+        offload_optimizer="cpu",
+    )
+    actor.load(spec)
+    actor.train(*training("policy", samples), seed=0, num_threads=1)
+    plain = replace(spec, zero_stage=0, micro_batch_size=1, offload_optimizer="none")
+    shapes, buffers = tensors_of(plain, processing)
+    sharding = Sharding(zero_stage=stage, bf16=bool(bf16), **bucket_of(shapes))
+    planned = offloaded_copy_bytes(shapes, buffers, sharding, accumulate=micro_batches > 1)
+    both = {
+        kind: planned.device.get(kind, 0) + planned.host.get(kind, 0)
+        for kind in planned.device | planned.host
+    }
+    assert actor.memory() == both
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

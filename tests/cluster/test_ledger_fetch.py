@@ -1,0 +1,58 @@
+"""The run's ledger asks at once and fetches later; the rows are those of the phase that ended."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.ledger import Reading
+from cluster.ledger import Ledger
+from trainers.comparison import Memory
+from trainers.ledger import read_rows
+from trainers.roles import Copy
+
+
+class Processes:
+    """Answers with the number of questions so far as the policy's bytes."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.looks = 0
+
+    def ask_readings(self, phase: str) -> dict[str, Reading]:
+        self.asked += 1
+        copies = {"policy": {"weights": self.asked}}
+        return {"policy/0": Reading(copies=copies, runtime=0, source="storages")}
+
+    def object_store_bytes(self) -> int:
+        self.looks += 1
+        return 100 * self.looks
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.ledger.ray.get", lambda references: references)
+    return Ledger(Processes(), (Copy("policy", trained=True),), tmp_path)
+
+
+def weights(rows) -> list[tuple[int, str, int]]:
+    return [(row.round, row.phase, row.bytes) for row in rows if row.kind == "weights"]
+
+
+def test_rows_are_fetched_at_the_next_phase_and_belong_to_theirs(ledger):
+    ledger.end_phase(1, "generate")
+    assert ledger.rows == []
+    ledger.end_phase(1, "train")
+    assert weights(read_rows(ledger.path)) == [(1, "generate", 1)]
+    ledger.summary(Memory())
+    assert weights(read_rows(ledger.path)) == [(1, "generate", 1), (1, "train", 2)]
+    ledger.fetch()
+    assert weights(ledger.rows) == [(1, "generate", 1), (1, "train", 2)]
+
+
+def test_the_object_store_is_looked_at_in_few_rounds(ledger):
+    for round in range(1, 20):
+        ledger.count_objects(round)
+        ledger.end_phase(round, "train")
+    ledger.fetch()
+    found = {row.round: row.bytes for row in ledger.rows if row.kind == "objects" and row.bytes}
+    assert found == {1: 100, 2: 200, 4: 300, 8: 400, 16: 500}
