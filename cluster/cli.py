@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import eval_options
 from cluster.offline import go_offline
 from cluster.planner.options import EPILOG, add_options
 from trainers.data.errors import UserError
@@ -80,10 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     replay.add_argument("--method", required=True, choices=METHOD_NAMES)
     replay.add_argument("--judge", help="judge the recorded responses anew with this judge")
 
-    evaluate = verb("eval", "CHAIR and POPE of a model on held-out drawn scenes")
-    evaluate.add_argument("--model", help="VLM folder (default: the built-in base)")
-    evaluate.add_argument("--scenes", type=_count, default=500)
-    evaluate.add_argument("--json", action="store_true", help="print JSON only")
+    evaluate = verb(
+        "eval", "a model on the drawn world or on a benchmark's files", eval_options.EPILOG
+    )
+    eval_options.add_options(evaluate)
 
     plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
     add_options(plan, METHOD_NAMES)
@@ -210,10 +211,26 @@ def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
     return replay(Path(arguments.run), arguments.method, arguments.judge, values)
 
 
-def _eval(arguments: argparse.Namespace, _: list[str]) -> int:
+def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
+    from cluster.config import RunConfig, set_key, validate
+
+    request = eval_options.request(arguments)
+    values = _settings({}, None, extra)
+    set_key(values, "method.name", "sft")  # of no consequence: nothing is trained
+    if request.model is not None:
+        set_key(values, "model", request.model)
+    config = validate(RunConfig, values, "eval")
+    if request.benchmark == "rewardbench":
+        from cluster.reward_benchmark import evaluate_judge
+
+        return evaluate_judge(request, config)
+    if request.benchmark or request.best_of or request.calibrate:
+        from cluster.benchmark import evaluate
+
+        return evaluate(request, config)
     from cluster.run import evaluate_model
 
-    return evaluate_model(arguments.model, arguments.scenes, as_json=arguments.json)
+    return evaluate_model(config, request.scenes, as_json=request.as_json)
 
 
 def _plan(arguments: argparse.Namespace, _: list[str]) -> int:
@@ -256,6 +273,7 @@ CONFIGURABLE = {
     "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base"),
     "train": (*HELP, "--config", "--model", "--data", "--judge"),
     "replay": (*HELP, "--method", "--judge"),
+    "eval": (*HELP, *eval_options.OWN),
 }
 """Verbs that take settings, with the options that are their own."""
 

@@ -232,15 +232,14 @@ def write_results(run: Run, comparison: Comparison) -> None:
     write_report(comparison, gallery, run.folder / "report.html")
 
 
-def evaluate_model(model: str | None, scenes: int, *, as_json: bool) -> int:
+def evaluate_model(config: RunConfig, scenes: int, *, as_json: bool) -> int:
     """CHAIR and POPE of one model on the held-out scenes."""
-    config = RunConfig.model_validate({"method": {"name": "sft"}, "model": model})
     check_inputs(config)
     folder = run_folder(config.output, "eval")
     with Console(folder / "run.log", quiet=as_json) as console, reported(console, folder):
         store = ImageStore(folder / "images")
         with Session(console=console) as session:
-            model_dir = model or base_model.ensure(session, WorldRecipe()).base
+            model_dir = config.model or base_model.ensure(session, WorldRecipe()).base
             held_out = HeldOut(store, scenes, 0)
             with console.stage("evaluate"):
                 session.load_rollout(engine_spec(model_dir, store, config))

@@ -168,10 +168,10 @@ def pope_metrics(items: Sequence[tuple[str, str, str]]) -> dict[str, float]:
         if label not in ("yes", "no"):
             raise ValueError(f"POPE label must be 'yes' or 'no', got {label!r}")
         said_yes = pope_answer(text) == "yes"
-        unclear += said_yes and "yes" not in _words(text)
+        unclear += said_yes and "yes" not in plain_words(text)
         by_split[split].append((label == "yes", said_yes))
     order = [s for s in POPE_SPLITS if s in by_split] + sorted(set(by_split) - set(POPE_SPLITS))
-    parts = {split: _binary_metrics(by_split[split]) for split in order}
+    parts = {split: binary_metrics(by_split[split]) for split in order}
     result: dict[str, float] = {}
     for split, part in parts.items():
         result |= {f"pope_{split}_{name}": value for name, (value, _) in part.items()}
@@ -192,13 +192,13 @@ def question_accuracy(items: Sequence[tuple[str, str]]) -> dict[str, float]:
     """
     hits: list[float] = []
     for expected, text in items:
-        want, got = _words(expected), _words(text)
+        want, got = plain_words(expected), plain_words(text)
         hits.append(float(bool(want) and got[: len(want)] == want))
     return _with_errors({"question_accuracy": ratio(hits, [1.0] * len(hits))})
 
 
-def _binary_metrics(answers: Sequence[tuple[bool, bool]]) -> dict[str, tuple[float, float]]:
-    """Value and standard error of each metric of (label is yes, answer is yes) pairs."""
+def binary_metrics(answers: Sequence[tuple[bool, bool]]) -> dict[str, tuple[float, float]]:
+    """Value and standard error of each POPE metric of (label is yes, answer is yes) pairs."""
     ones = [1.0] * len(answers)
     label = [float(truth) for truth, _ in answers]
     said = [float(yes) for _, yes in answers]
@@ -220,6 +220,7 @@ def _with_errors(rates: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return result
 
 
-def _words(text: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
+    """The words of `text` in lower case, punctuation around them removed."""
     stripped = (word.strip(string.punctuation).lower() for word in text.split())
     return [word for word in stripped if word]

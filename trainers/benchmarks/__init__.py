@@ -1,0 +1,1 @@
+"""Published hallucination benchmarks: from their files to questions, from answers to metrics."""
