@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import eval_options
+from cluster.data_options import add_options as add_data_options
 from cluster.offline import go_offline
 from cluster.planner.options import EPILOG, add_options
 from trainers.data.errors import UserError
@@ -73,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("method", choices=METHOD_NAMES)
     train.add_argument("--config", help="YAML with any of the settings")
     train.add_argument("--model", help="Hugging Face VLM folder (default: the built-in base)")
-    train.add_argument("--data", help="JSONL or parquet in TRL's columns (default: drawn world)")
+    train.add_argument(
+        "--data", help="JSONL, JSON or parquet in a known format (default: drawn world)"
+    )
     train.add_argument("--judge", help="critique model's folder, module:function, or random")
 
     replay = verb("replay", "train from a run's recorded rollouts, without generating", OVERRIDES)
@@ -104,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--baseline", help="JSON of an earlier run; a peak that is 5 %% off ends with exit code 1"
     )
+
+    data = verb("data", "look into a data file (inspect), or write it in another form (convert)")
+    add_data_options(data, _count)
 
     report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
@@ -245,6 +251,12 @@ def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
     return run(arguments)
 
 
+def _data(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.data_verbs import run
+
+    return run(arguments)
+
+
 def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     from cluster.run import write_run_report
 
@@ -265,6 +277,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "eval": _eval,
     "plan": _plan,
     "bench": _bench,
+    "data": _data,
     "report": _report,
     "doctor": _doctor,
 }

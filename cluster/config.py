@@ -21,6 +21,7 @@ from trainers.config import (
     SFTConfig,
 )
 from trainers.data.errors import UserError
+from trainers.data.formats.names import FormatName
 from trainers.roles import CriticMode, ReferenceMode
 
 METHODS: dict[str, type[PPOConfig | DPOConfig | NSFTConfig | SFTConfig]] = {
@@ -167,11 +168,13 @@ class DataConfig(Settings):
     """Prompts from a file; without a path the built-in drawn world."""
 
     path: str | None = None
-    """JSONL or parquet in TRL's columns."""
+    """JSONL, a JSON array or parquet."""
+    format: FormatName = "auto"
+    """Layout of the rows; `auto` tells it from the columns, and says so."""
     image_root: str | None = None
     """Folder that image paths are relative to; the data file's own folder by default."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
-    """More bad samples than this stop the run."""
+    """More bad rows or samples than this stop the run."""
 
 
 class EvalConfig(Settings):

@@ -70,7 +70,13 @@ def train(config: RunConfig) -> int:
                 if config.model is None:
                     data = data.fitting(Processing(run.arm.model_dir, store), config)
                 run.arm.result.dropped.update(data.dropped)
-                prompts = FilePrompts(data.samples, config.rollout.num_prompts, config.seed)
+                prompts = FilePrompts(
+                    data.index,
+                    config.rollout.num_prompts,
+                    config.seed,
+                    dropped=run.arm.result.dropped,
+                    max_dropped=config.data.max_dropped_share,
+                )
             describe_batches(console, config)
             with console.stage("start engines"):
                 session.load_rollout(rollout_spec(run, data))

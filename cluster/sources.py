@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-
-from torch import Tensor
+from typing import Protocol
 
 from cluster.config import DataConfig, RunConfig
 from cluster.console import Console
 from cluster.failures import RunStoppedError
 from rewards.base import JudgeItem, Judgement, scored
 from trainers.comparison import MethodResult
-from trainers.data.datasets import load_samples
+from trainers.data.datasets import SampleFile
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
+from trainers.data.prompt_lengths import prompt_lengths
 from trainers.data.record_file import read_records
 from trainers.data.records import Sample, ScoredRollout
+from trainers.data.sample_index import SampleIndex, index_samples
 from trainers.data.scenes import scene_samples
+from trainers.data.tally import Dropped, Tally
 
 
 class DrawnPrompts:
@@ -38,16 +42,13 @@ class DrawnPrompts:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """The usable samples of a data file, and how many rows were dropped for which reason."""
+    """The usable rows of a data file, and how many were dropped for which reason."""
 
     path: str
-    samples: tuple[Sample, ...]
+    index: SampleIndex
     dropped: dict[str, int]
-
-    @property
-    def max_images(self) -> int:
-        """Most images of any sample."""
-        return max(len(sample.images) for sample in self.samples)
+    max_images: int
+    """Most images of any sample."""
 
     def fitting(self, processing: Processing, config: RunConfig) -> DataFile:
         """Without the samples whose prompt, images expanded, leaves no room for a response.
@@ -57,77 +58,114 @@ class DataFile:
                 place the images; names the first sample.
         """
         rollout = config.rollout
-        kept: list[Sample] = []
-        reasons: list[str] = []
-        # Every image of a folder becomes equally many tokens (one crop), so one is processed.
-        pixels: dict[int, dict[str, Tensor]] = {}
-        for sample in self.samples:
-            number = len(sample.images)
-            known = pixels.get(number) if number else None
-            try:
-                encoded = processing.encode(
-                    sample.id,
-                    sample.prompt,
-                    sample.images,
-                    response_ids=(),
-                    image_inputs=known,
+        fits: list[bool] = []
+        first = ""
+        for name, length in prompt_lengths(self.index, processing):
+            fits.append(length + rollout.max_tokens <= rollout.max_model_len)
+            if not fits[-1] and not first:
+                first = (
+                    f"{self.path}: sample {name}: prompt of {length} tokens (images expanded) and "
+                    f"{rollout.max_tokens} response tokens exceed rollout.max_model_len="
+                    f"{rollout.max_model_len}"
                 )
-            except ValueError as error:
-                raise UserError(f"{self.path}: {error}; check the chat template") from None
-            pixels.setdefault(number, encoded.model_inputs)
-            length = len(encoded.input_ids)
-            if length + rollout.max_tokens <= rollout.max_model_len:
-                kept.append(sample)
-                continue
-            reasons.append(
-                f"{self.path}: sample {sample.id}: prompt of {length} tokens (images expanded) and "
-                f"{rollout.max_tokens} response tokens exceed rollout.max_model_len="
-                f"{rollout.max_model_len}"
-            )
-        if len(reasons) > config.data.max_dropped_share * len(self.samples):
+        number = fits.count(False)
+        if number > config.data.max_dropped_share * len(fits):
             raise UserError(
-                f"{reasons[0]}; raise it, or shorten the prompts ({len(reasons)} of "
-                f"{len(self.samples)} do not fit)"
+                f"{first}; raise it, or shorten the prompts ({number} of {len(fits)} do not fit)"
             )
         dropped = dict(self.dropped)
-        if reasons:
-            dropped["data: prompt exceeds rollout.max_model_len"] = len(reasons)
-        return replace(self, samples=tuple(kept), dropped=dropped)
+        if number:
+            dropped["data: prompt exceeds rollout.max_model_len"] = number
+        return replace(self, index=self.index.only(fits), dropped=dropped)
 
 
 def read_data(config: DataConfig, store: ImageStore, console: Console) -> DataFile:
-    """The samples of `config.path`; says what was found, and why rows were dropped."""
+    """The rows of `config.path`, checked; says what was found, and why rows were dropped."""
     assert config.path is not None
-    loaded = load_samples(config.path, store, image_root=config.image_root)
-    console.line(loaded.description)
-    for item in loaded.dropped:
+    file = SampleFile(config.path, store, image_root=config.image_root, format=config.format)
+    tally = Tally()
+    index = index_samples(file, tally, config.max_dropped_share)
+    console.line(file.describe(tally))
+    for item in tally.dropped:
         console.warn(f"{config.path}: row {item.row} dropped: {item.reason}")
-    reasons = Counter(f"data: {item.reason}" for item in loaded.dropped)
-    return DataFile(config.path, loaded.samples, dict(reasons))
+    reasons = Counter(f"data: {item.reason}" for item in tally.dropped)
+    if more := tally.num_dropped - len(tally.dropped):
+        reasons["data: further rows, reasons not kept"] = more
+    return DataFile(config.path, index, dict(reasons), tally.max_images)
+
+
+class Takes(Protocol):
+    """Samples that are read when they are asked for."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def take(self, which: Sequence[int]) -> list[Sample | Dropped]:
+        """These samples in this order, or why one cannot be used after all."""
+        ...
 
 
 class FilePrompts:
-    """A data set's samples, shuffled anew on each pass, `num_prompts` a round."""
+    """A data set's samples, shuffled anew on each pass, `num_prompts` a round.
 
-    def __init__(self, samples: Sequence[Sample], num_prompts: int, seed: int):
-        self.samples, self.num_prompts, self.seed = list(samples), num_prompts, seed
+    Only a round's own samples are in memory. One whose image cannot be decoded is dropped and
+    counted in `dropped`; more of them than the share `max_dropped` of a round stop the run.
+    """
+
+    def __init__(
+        self,
+        samples: Takes,
+        num_prompts: int,
+        seed: int,
+        *,
+        dropped: dict[str, int] | None = None,
+        max_dropped: float = 0.0,
+    ):
+        self.samples, self.num_prompts, self.seed = samples, num_prompts, seed
+        self.dropped = {} if dropped is None else dropped
+        self.max_dropped = max_dropped
+        self._orders: dict[int, array[int]] = {}
 
     def round(self, number: int) -> list[Sample]:
-        """The next `num_prompts` samples, or all if there are fewer; none twice."""
-        if self.num_prompts >= len(self.samples):
-            return self._shuffled(number)
-        start = (number - 1) * self.num_prompts
-        epoch, offset = divmod(start, len(self.samples))
-        taken = self._shuffled(epoch)[offset : offset + self.num_prompts]
-        known = {sample.id for sample in taken}
-        # At the boundary of two passes: those that this round has already are left for later ones.
-        following = [item for item in self._shuffled(epoch + 1) if item.id not in known]
-        return taken + following[: self.num_prompts - len(taken)]
+        """The next `num_prompts` samples, or all if there are fewer; none twice.
 
-    def _shuffled(self, epoch: int) -> list[Sample]:
-        order = list(self.samples)
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)
-        return order
+        Raises:
+            RunStoppedError: more of them than `max_dropped` cannot be used.
+        """
+        taken = self.samples.take(self._places(number))
+        bad = [item for item in taken if isinstance(item, Dropped)]
+        for item in bad:
+            reason = f"data: {item.reason}"
+            self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if len(bad) > self.max_dropped * len(taken):
+            raise RunStoppedError(
+                f"round {number}: {len(bad)} of {len(taken)} prompts cannot be used, more than "
+                f"data.max_dropped_share={self.max_dropped:g}; the first: row {bad[0].row}: "
+                f"{bad[0].reason}"
+            )
+        return [item for item in taken if isinstance(item, Sample)]
+
+    def _places(self, number: int) -> list[int]:
+        size = len(self.samples)
+        if self.num_prompts >= size:
+            return list(self._order(number))
+        epoch, offset = divmod((number - 1) * self.num_prompts, size)
+        taken = list(self._order(epoch)[offset : offset + self.num_prompts])
+        if len(taken) == self.num_prompts:
+            return taken
+        known = set(taken)
+        # At the boundary of two passes: those that this round has already are left for later ones.
+        following = (place for place in self._order(epoch + 1) if place not in known)
+        return taken + list(islice(following, self.num_prompts - len(taken)))
+
+    def _order(self, epoch: int) -> array[int]:
+        """A permutation of all samples, the same for equal seeds; 8 bytes a sample."""
+        if epoch not in self._orders:
+            order = array("q", range(len(self.samples)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}
+        return self._orders[epoch]
 
 
 Rejudge = tuple[str, Callable[[Sequence[JudgeItem]], list[Judgement]]]

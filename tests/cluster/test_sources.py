@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.driver import write_round
+from cluster.failures import RunStoppedError
 from cluster.sources import DrawnPrompts, FilePrompts, RecordedRollouts
 from rewards.base import Judgement
 from trainers.data.errors import UserError
 from trainers.data.records import Sample, Turn
+from trainers.data.tally import Dropped
 
 
-def prompts(number: int) -> list[Sample]:
+class Listed(list[Sample]):
+    """Samples in memory, taken as those of a file are."""
+
+    def take(self, which: Sequence[int]) -> list[Sample | Dropped]:
+        return [self[i] for i in which]
+
+
+def prompts(number: int) -> Listed:
     turn = (Turn(role="user", text="what ?"),)
-    return [Sample(id=f"s{i}", prompt=turn) for i in range(number)]
+    return Listed(Sample(id=f"s{i}", prompt=turn) for i in range(number))
 
 
 @given(size=st.integers(1, 12), per_round=st.integers(1, 15), seed=st.integers(0, 3))
@@ -48,6 +59,32 @@ def test_rounds_do_not_depend_on_which_came_before():
     a.round(2)
     assert a.round(3) == b.round(3)
     assert a.round(1) != FilePrompts(prompts(10), 4, 2).round(1)
+
+
+class Spoiled(Listed):
+    """Samples of which every fifth turns out to have no readable image."""
+
+    def take(self, which: Sequence[int]) -> list[Sample | Dropped]:
+        bad = Dropped(row=5, reason="cat.png: damaged")
+        return [bad if i % 5 == 0 else self[i] for i in which]
+
+
+def test_samples_that_fail_when_taken_are_counted_and_stop_the_run_when_many():
+    samples = Spoiled(prompts(10))
+    dropped = {"data: cat.png: damaged": 1}
+    source = FilePrompts(samples, 10, 0, dropped=dropped, max_dropped=0.2)
+    assert len(source.round(1)) == 8
+    assert dropped == {"data: cat.png: damaged": 3}
+    with pytest.raises(RunStoppedError, match=r"round 1: 2 of 10 prompts cannot be used, more"):
+        FilePrompts(samples, 10, 0, max_dropped=0.1).round(1)
+
+
+@given(size=st.integers(1, 60), seed=st.integers(0, 5))
+def test_a_pass_is_a_permutation_of_the_samples_in_memory(size, seed):
+    source = FilePrompts(prompts(size), size, seed)
+    ids = [f"s{i}" for i in range(size)]
+    random.Random(f"{seed}/1").shuffle(ids)
+    assert [sample.id for sample in source.round(1)] == ids
 
 
 def test_drawn_prompts_are_equal_for_equal_seeds(store):

@@ -101,7 +101,7 @@ def too_long(content: Rows, home: Path) -> None:
         (enormous, "photos/0.png: 60000x1000 pixels, allowed are 1 to 50000000; shrink the image"),
         (outside, "image path '../secret.png' leaves"),
         (empty, "train.jsonl: empty data set"),
-        (other_column, "no column 'prompt'; columns found: images, question"),
+        (other_column, "no known format; columns found: images, question"),
         (too_long, "sample train-1: prompt of 8"),
     ],
 )
@@ -110,6 +110,14 @@ def test_bad_data(spoil: Callable[[Rows, Path], None], part: str, home, tiny_mod
     spoil(content, home)
     write(home, content)
     assert part in refused(capsys, home, train(tiny_model))
+
+
+def test_format_that_is_unknown_or_does_not_fit(home, tiny_model, capsys):
+    line = refused(capsys, home, train(tiny_model, "--data.format", "csv"))
+    assert "data.format: input should be 'auto', 'trl', 'rlaif-v'" in line
+    line = refused(capsys, home, train(tiny_model, "--data.format", "llava"))
+    assert "40 of 40 rows cannot be used, more than 5%" in line
+    assert "row 1: conversations is not a list of turns" in line
 
 
 def test_prompts_that_do_not_fit_name_the_setting(home, tiny_model, capsys):

@@ -272,7 +272,7 @@ def test_a_recorded_arm_trains_another_method_without_generating(stack, folder):
     assert "generate" not in arm.seconds_by_phase and arm.judge_calls == 0
 
 
-def user_run(stack, folder, judge: str, output: str) -> tuple[int, Any]:
+def user_run(stack, folder, judge: str, output: str, **data: Any) -> tuple[int, Any]:
     from cluster.base_model import cache_root
     from cluster.run import train
     from trainers.comparison import load
@@ -286,6 +286,7 @@ def user_run(stack, folder, judge: str, output: str) -> tuple[int, Any]:
         "judge": judge,
         "method": {"name": "sft", "pairs": {"margin": 0.0}},
         "eval": {"num_scenes": 2, "num_curve_scenes": 0},
+        "data": data,
     }
     from cluster.failures import RunStoppedError
 
@@ -302,6 +303,42 @@ def test_a_users_function_judges(stack, folder):
     assert code == 0 and arm.failure is None
     assert arm.curve[-1].extra["steps"] >= 1
     assert "judge" not in arm.bytes_by_copy  # it holds no model
+
+
+def test_a_users_file_gives_the_prompts(stack, folder):
+    """RLAIF-V's parquet with the images inside; one of them is damaged, one prompt too long."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from trainers.data.images import ImageStore
+    from trainers.data.scenes import scene_samples
+
+    store = ImageStore(stack.root / "scenes")
+    rows = [
+        {
+            "question": sample.prompt[0].text,
+            "image": {"bytes": store.read_bytes(sample.images[0]), "path": None},
+            "chosen": "a red circle .",
+            "rejected": "a blue square .",
+            "idx": 100 + i,
+        }
+        for i, sample in enumerate(scene_samples(5, PROMPTS + 2, store.put_image))
+    ]
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:200]
+    rows[4]["question"] = "what do you see ? " * 100
+    path = stack.root / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    judge = "tests.e2e.judge_functions:length"
+    code, arm = user_run(stack, folder, judge, "data", path=str(path), max_dropped_share=0.2)
+    assert code == 0 and arm.failure is None
+    assert arm.rollouts == PROMPTS * PER_PROMPT
+    assert arm.dropped["data: prompt exceeds rollout.max_model_len"] == 1
+    assert [number for reason, number in arm.dropped.items() if "damaged or cut" in reason] == [1]
+    (file,) = (stack.root / "data").glob("*/rounds/*.msgpack")
+    found = [item for item in read_records(file).records if isinstance(item, Sample)]
+    names = {f"{100 + i}#{i + 1}" for i in range(PROMPTS + 2)} - {"101#2", "104#5"}
+    assert {sample.id for sample in found} == names
+    assert {sample.chosen for sample in found} == {"a red circle ."}
 
 
 def test_a_judge_that_often_fails_stops_the_run(stack, folder):

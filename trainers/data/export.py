@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from trainers.data.images import ImageStore
 
-TEXT, NUMBER, INTEGER = "string", "float64", "int64"
+TEXT, NUMBER, INTEGER, FLAG = "string", "float64", "int64", "bool"
+CANDIDATES = "candidates"
+"""Not a type of Arrow's: a list of objects of the columns of `CANDIDATE`."""
+CANDIDATE = {"text": TEXT, "label": TEXT, "score": NUMBER, "critique": TEXT, "aspects": TEXT}
 SHARED = {"id": TEXT, "kind": TEXT, "truth": TEXT}
 ROLLOUTS = {
     **SHARED,
@@ -62,10 +65,10 @@ def export_parquet(
     for record in records:
         if isinstance(record, ScoredRollout):
             sample = _sample(known, record.rollout.sample_id, path_msgpack)
-            tables[0][1].append(_rollout_row(record) | _prompt_columns(sample, image_store))
+            tables[0][1].append(_rollout_row(record) | prompt_columns(sample, image_store))
         elif isinstance(record, PreferencePair):
             sample = _sample(known, record.sample_id, path_msgpack)
-            tables[1][1].append(_pair_row(record) | _prompt_columns(sample, image_store))
+            tables[1][1].append(_pair_row(record) | prompt_columns(sample, image_store))
     written: list[Path] = []
     for columns, rows in tables:
         if rows:
@@ -112,7 +115,8 @@ def _pair_row(record: PreferencePair) -> dict[str, Any]:
     }
 
 
-def _prompt_columns(sample: Sample, store: ImageStore) -> dict[str, Any]:
+def prompt_columns(sample: Sample, store: ImageStore) -> dict[str, Any]:
+    """The columns `prompt` and `images` (bytes inside), `kind` and `truth` of a sample."""
     return {
         "prompt": [_message(turn) for turn in sample.prompt],
         "images": [
@@ -135,15 +139,7 @@ def _write(path: Path, columns: dict[str, str], rows: list[dict[str, Any]]) -> N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text = pa.string()
-    content = pa.list_(pa.struct([("type", text), ("text", text)]))
-    fields = [
-        ("prompt", pa.list_(pa.struct([("role", text), ("content", content)]))),
-        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", text)]))),
-        *((name, pa.type_for_alias(kind)) for name, kind in columns.items()),
-    ]
-    metadata = {"huggingface": json.dumps({"info": {"features": _features(columns)}})}
-    table = pa.Table.from_pylist(rows, schema=pa.schema(fields, metadata=metadata))
+    table = pa.Table.from_pylist(rows, schema=trl_schema(columns))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +150,29 @@ def _write(path: Path, columns: dict[str, str], rows: list[dict[str, Any]]) -> N
         raise UserError(f"{path}: cannot be written: {error}") from error
 
 
+def trl_schema(columns: dict[str, str]) -> Any:
+    """Arrow schema of `prompt`, `images` and `columns`, with what Hugging Face's datasets reads."""
+    import pyarrow as pa
+
+    text = pa.string()
+    content = pa.list_(pa.struct([("type", text), ("text", text)]))
+    fields = [
+        ("prompt", pa.list_(pa.struct([("role", text), ("content", content)]))),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", text)]))),
+        *((name, _arrow_type(kind)) for name, kind in columns.items()),
+    ]
+    metadata = {"huggingface": json.dumps({"info": {"features": _features(columns)}})}
+    return pa.schema(fields, metadata=metadata)
+
+
+def _arrow_type(kind: str) -> Any:
+    import pyarrow as pa
+
+    if kind != CANDIDATES:
+        return pa.type_for_alias(kind)
+    return pa.list_(pa.struct([(name, pa.type_for_alias(of)) for name, of in CANDIDATE.items()]))
+
+
 def _features(columns: dict[str, str]) -> dict[str, Any]:
     """What Hugging Face's datasets reads from the schema: without it images stay bytes."""
     text = {"dtype": TEXT, "_type": "Value"}
@@ -161,5 +180,11 @@ def _features(columns: dict[str, str]) -> dict[str, Any]:
     return {
         "prompt": {"feature": {"role": text, "content": content}, "_type": "List"},
         "images": {"feature": {"_type": "Image"}, "_type": "List"},
-        **{name: {"dtype": kind, "_type": "Value"} for name, kind in columns.items()},
+        **{name: _feature(kind) for name, kind in columns.items()},
     }
+
+
+def _feature(kind: str) -> dict[str, Any]:
+    if kind == CANDIDATES:
+        return {"feature": {name: _feature(of) for name, of in CANDIDATE.items()}, "_type": "List"}
+    return {"dtype": kind, "_type": "Value"}

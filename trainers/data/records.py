@@ -31,6 +31,28 @@ class Turn:
     """How many of the sample's images stand at the start of this turn, in order."""
 
 
+LATER: dict[str, bool] = {"later": True}
+"""Metadata of a field that joined its record after files of this schema version were written. Such
+a field may be missing from a record on disk and then has its default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An answer that came with the data set, and what its annotators said of it.
+
+    Example: `Candidate(text="A cat.", label="gt", score=1.0, critique="names the animal")`
+    """
+
+    text: str
+    label: str = ""
+    """Where the answer comes from in the data set's words: `chosen`, `llm-hal`, a model's name."""
+    score: float | None = None
+    """Higher is better; on the data set's own scale."""
+    critique: str | None = None
+    aspects: dict[str, float] = field(default_factory=dict)
+    """Scores of its parts, such as `Helpfulness`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A prompt about images, and whatever the data set knows about the right answer.
@@ -49,6 +71,14 @@ class Sample:
     """Ground truth for evaluation and rule judges; never shown to a model."""
     chosen: str | None = None
     rejected: str | None = None
+    candidates: tuple[Candidate, ...] = field(default=(), metadata=LATER)
+    """All answers that the data set brings with a judgement, `chosen` and `rejected` among them."""
+    is_tie: bool = field(default=False, metadata=LATER)
+    """The annotators found `chosen` and `rejected` equally good."""
+    margin: float | None = field(default=None, metadata=LATER)
+    """How much better `chosen` is, on the data set's own scale (MM-RLHF's `ls_factor`)."""
+    provenance: dict[str, Any] = field(default_factory=dict, metadata=LATER)
+    """What else the data set says of the row: origin, stored reference logprobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ from trainers.data.errors import UserError
 from trainers.data.records import Turn
 
 IMAGE_PLACEHOLDER = "<image>"
+MAX_LEVELS = 100
+"""Of lists and objects in each other; msgpack packs no more than 511."""
 ROLES = ("system", "user", "assistant")
 Role = Literal["system", "user", "assistant"]
 Row = Mapping[str, Any]
@@ -72,7 +74,7 @@ def truth(row: Row) -> dict[str, Any] | None:
             value = json.loads(value)
     if value is None:
         return None
-    value = _plain(value)
+    value = plain(value)
     return value if isinstance(value, dict) else {"answer": value}
 
 
@@ -143,12 +145,14 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any, levels: int = MAX_LEVELS) -> Any:
     """Values that a record can hold: parquet also brings dates and decimals, kept as text."""
+    if levels == 0:
+        raise UserError(f"the row is nested more than {MAX_LEVELS} levels deep")
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item, levels - 1) for item in value]
     if value is None or isinstance(value, str | bool | float | bytes):
         return value
     return value if isinstance(value, int) and -(2**63) <= value < 2**64 else str(value)

@@ -1,8 +1,9 @@
 """Records as plain dicts and back, checked against the annotations of `trainers.data.records`.
 
-`to_wire` writes every field, defaults included; `from_wire` accepts exactly that. Being strict
-both ways means that a file never holds a record that its own reader refuses, and that a renamed
-field is an error that names it instead of a default that hides it.
+`to_wire` writes every field, defaults included; `from_wire` accepts exactly that, except that a
+field marked `LATER` may be missing, as it is in older files. Being strict both ways means that a
+file never holds a record that its own reader refuses, and that a renamed field is an error that
+names it instead of a default that hides it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from trainers.data.errors import UserError
-from trainers.data.records import Record
+from trainers.data.records import LATER, Record
 
 RECORD_TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Record)}
 
@@ -73,6 +74,12 @@ def _scalar_decoder(kind: type) -> Decode:
     return decode
 
 
+def _decode_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _mismatch(value, "bool")
+    return value
+
+
 def _decode_float(value: Any) -> float:
     if not isinstance(value, float | int) or isinstance(value, bool):
         raise _mismatch(value, "float")
@@ -113,18 +120,20 @@ def _dict_decoder(inner: Decode) -> Decode:
 def _dataclass_decoder(cls: type[Any]) -> Decode:
     hints = typing.get_type_hints(cls)
     decoders = {f.name: _decoder(hints[f.name]) for f in dataclasses.fields(cls)}
+    later = {f.name for f in dataclasses.fields(cls) if f.metadata == LATER}
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _mismatch(value, f"map of {cls.__name__}")
-        if value.keys() != decoders.keys():
-            missing = sorted(decoders.keys() - value.keys())
-            unknown = sorted(map(str, value.keys() - decoders.keys()))
-            raise ValueError(f": missing fields {missing}, unknown fields {unknown}")
+        missing = decoders.keys() - value.keys() - later
+        unknown = value.keys() - decoders.keys()
+        if missing or unknown:
+            names = f"missing fields {sorted(missing)}, unknown fields {sorted(map(str, unknown))}"
+            raise ValueError(f": {names}")
         fields = {}
-        for name, inner in decoders.items():
+        for name, item in value.items():
             try:
-                fields[name] = inner(value[name])
+                fields[name] = decoders[name](item)
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f".{name}{error}") from error
         try:
@@ -142,6 +151,8 @@ def _decoder(hint: Any) -> Decode:
         return lambda value: value
     if hint is float:
         return _decode_float
+    if hint is bool:
+        return _decode_bool
     if hint in (str, int):
         return _scalar_decoder(hint)
     if origin is Literal:

@@ -278,8 +278,8 @@ def test_image_root_and_links(folder: Path, store: ImageStore, tmp_path: Path) -
 def test_description_is_one_line(folder: Path, store: ImageStore) -> None:
     rows = [{**GOOD, "chosen": "a", "rejected": "b"}] * 2 + [{"prompt": "Hi."}]
     assert load_samples(write(folder, *rows), store).description == (
-        "train.jsonl: JSONL, 3 samples (2 with images, 1 different images), "
-        "plain prompts with chosen, rejected; 0 rows dropped"
+        "train.jsonl: TRL JSONL, 3 samples (2 with images, 1 different images), "
+        "prompts with chosen, rejected; 0 rows dropped"
     )
 
 
@@ -290,9 +290,15 @@ def test_description_is_one_line(folder: Path, store: ImageStore) -> None:
         (b"\n  \n", "empty data set"),
         (b'{"prompt": "a"}\n{"prompt": ', "line 2 is not JSON"),
         (b'{"prompt": "a"}\n\n{"prompt": "\xff"}\n', "line 3 is not JSON"),
-        (b"[" * 100_000, "line 1 is not JSON"),
-        (b'[{"prompt": "a"}]', "line 1 is a list; write one object per line"),
-        (b'{"question": "a", "image": "red.png"}', "no column 'prompt'.*found: image, question"),
+        (b"[" * 100_000, "element 1 is not JSON"),
+        (b'{"prompt": "a"}\n[1]', "line 2 is a list; write one object per line"),
+        (b'["prompt"]', "element 1 is a str; write one object per line"),
+        (b'[{"prompt": "a"}, {"prompt": "b"', "element 2 is not JSON"),
+        (b'[{"prompt": "a"}] {"prompt": "b"}', "something follows the array"),
+        (
+            b'{"question": "a", "image": "red.png"}',
+            "no known format.*found: image, question; .*LLaVA",
+        ),
     ],
 )
 def test_bad_files(folder: Path, store: ImageStore, content: bytes, message: str) -> None:
@@ -316,7 +322,7 @@ def test_missing_file_names_its_neighbours(folder: Path, store: ImageStore) -> N
         load_samples(folder / "trian.jsonl", store)
     with pytest.raises(UserError, match="no folder"):
         load_samples(folder / "none" / "train.jsonl", store)
-    with pytest.raises(UserError, match=r"unknown suffix '.csv'; use .jsonl or .parquet"):
+    with pytest.raises(UserError, match=r"unknown suffix '.csv'; use .jsonl, .json or .parquet"):
         load_samples(folder / "train.csv", store)
     (folder / "dir.jsonl").mkdir()
     with pytest.raises(UserError, match="is not a file"):
@@ -342,8 +348,8 @@ def test_parquet_as_hugging_face_writes_it(folder: Path, store: ImageStore) -> N
     assert first.images == second.images
     assert (first.id, second.id, first.chosen) == ("train-1", "train-2", "Red.")
     assert first.truth == {"seen": "2024-05-01", "n": 1}
-    assert "parquet, 2 samples" in data.description
-    assert "conversational prompts with chosen, truth" in data.description
+    assert "TRL parquet, 2 samples" in data.description
+    assert "prompts with chosen, truth" in data.description
 
 
 def test_damaged_and_empty_parquet(folder: Path, store: ImageStore) -> None:

@@ -1,0 +1,1 @@
+"""One module per format of data files: how its rows are recognised, and what is kept of them."""
