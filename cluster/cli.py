@@ -17,7 +17,21 @@ from cluster.offline import go_offline
 from cluster.planner.options import EPILOG, add_options
 from trainers.data.errors import UserError
 
-METHOD_NAMES = ("ppo", "dpo", "nsft", "sft")
+METHOD_NAMES = (
+    "ppo",
+    "grpo",
+    "dpo",
+    "simpo",
+    "rpo",
+    "selm",
+    "nsft",
+    "sft",
+    "rejection",
+    "reward_weighted",
+    "steerlm",
+)
+COMPARED = ("ppo", "dpo", "nsft", "sft")
+"""What `bench` measures unless told otherwise."""
 OVERRIDES = """
 any setting, as it stands in config.yaml: --rollout.num_prompts 64 --rounds 3 --seed 1
 exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted
@@ -30,12 +44,21 @@ arms:
 """
 TRAIN = """
 methods (all online: the policy answers, the judge scores, the policy learns from that):
-  ppo   policy, critic, reference, reward model: 4 copies
-  dpo   policy, reference: 2 copies; pairs of better and worse answers
-  nsft  policy: 1 copy; better answers, and turns that correct the worse ones
-        (corrections need a judge that writes critiques)
-  sft   policy: 1 copy; better answers only, the control. A column `chosen` of the data is not
-        trained on: the answers are always the policy's own
+  ppo    policy, critic, reference, reward model: 4 copies
+  grpo   policy, reference, reward model: 3 copies; the other answers are the baseline
+         (GRPO, or RLOO with --method.estimator rloo)
+  dpo    policy, reference: 2 copies; pairs of better and worse answers
+  rpo    as dpo, pairs contrasted across prompts; selm: dpo with a term for exploration
+  simpo  policy: 1 copy; pairs without a reference
+  nsft   policy: 1 copy; better answers, and turns that correct the worse ones
+         (corrections need a judge that writes critiques)
+  sft    policy: 1 copy; better answers only, the control; with --method.target data the answers
+         in the data's column `chosen`
+  rejection        policy: 1 copy; the best answer to each prompt
+  reward_weighted  policy: 1 copy; all answers, weighted by their scores
+  steerlm          policy: 1 copy; all answers, their scores told in the prompt; ask the tuned model
+                   as in training: "describe the image . answer four"
+examples of each: examples/recipes
 """
 
 
@@ -97,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--models", nargs="+", default=["drawn"], help="drawn, drawn-wide, or model folders"
     )
-    bench.add_argument("--methods", nargs="+", default=list(METHOD_NAMES))
+    bench.add_argument("--methods", nargs="+", default=list(COMPARED))
     bench.add_argument("--regimes", nargs="+", help="full, lora, offload (default: all)")
     bench.add_argument(
         "--batch", type=_count, default=16, help="rollouts: rows of PPO, twice the pairs (16)"

@@ -103,7 +103,12 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
             session=session,
             store=store,
             models=models,
-            held_out=HeldOut(store, config.eval.num_scenes, config.eval.num_curve_scenes),
+            held_out=HeldOut(
+                store,
+                config.eval.num_scenes,
+                config.eval.num_curve_scenes,
+                separate_curve=config.eval.keep_best is not None,
+            ),
             comparison=Comparison(
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 seed=config.seed,
@@ -200,11 +205,10 @@ def run_one(run: CompareRun, name: str) -> None:
         with surfaced(), console.stage(name):
             set_engine(run, arm.config)
             set_judge(run, arm.config)
-            run_arm(session, arm, source, lambda: run.held_out.quick(session))
+            run_arm(session, arm, source, lambda: run.held_out.quick(session, arm.method.ask))
             with arm.clock.phase("evaluate"), awake(session, arm, "rollout"):
-                metrics, run.captions[name] = run.held_out.full(session)
+                metrics, run.captions[name] = run.held_out.full(session, arm.method.ask)
             arm.result.metrics = dict(metrics)
-            ray.get(session.trainer("policy").call("save", str(arm.folder / "final")))
     except RunStoppedError as error:
         arm.result.failure = str(error)
         console.warn(str(error))

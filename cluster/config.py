@@ -6,17 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cluster.arms import DEFAULT_ARMS, expand_arms
 from trainers.config import (
-    DPOConfig,
     MethodConfig,
-    NSFTConfig,
-    PPOConfig,
     Settings,
     SFTConfig,
 )
@@ -24,13 +21,11 @@ from trainers.data.errors import UserError
 from trainers.data.formats.names import FormatName
 from trainers.roles import CriticMode, ReferenceMode
 
-METHODS: dict[str, type[PPOConfig | DPOConfig | NSFTConfig | SFTConfig]] = {
-    "ppo": PPOConfig,
-    "dpo": DPOConfig,
-    "nsft": NSFTConfig,
-    "sft": SFTConfig,
+METHODS: dict[str, type[MethodConfig]] = {
+    config.model_fields["name"].default: config for config in get_args(MethodConfig)
 }
-
+COMPARED = ("ppo", "dpo", "nsft", "sft")
+"""The methods of the built-in comparison, which a plan for `all` shows."""
 
 NAME = r"^[\w.+-]*$"
 """Of a run: part of a folder's name."""
@@ -184,6 +179,18 @@ class EvalConfig(Settings):
     """Held-out scenes for the figures before and after."""
     num_curve_scenes: int = Field(default=128, ge=0)
     """Held-out scenes after every round (for the curves); 0 turns it off."""
+    keep_best: Literal["chair_i", "chair_s", "recall"] | None = None
+    """Keep the model of the round that is best by this metric, and evaluate that; by default it is
+    the last one. Rounds are compared on `num_curve_scenes` of their own."""
+
+    @model_validator(mode="after")
+    def _rounds_are_evaluated(self) -> Self:
+        if self.keep_best is not None and not self.num_curve_scenes:
+            raise UserError(
+                f"eval.keep_best={self.keep_best} needs an evaluation after every round; set "
+                "eval.num_curve_scenes above 0"
+            )
+        return self
 
 
 def require_base_reference(train: TrainConfig, key: str, method: MethodConfig) -> None:
@@ -225,6 +232,21 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:
         require_base_reference(self.train, f"method.name={self.method.name}", self.method)
+        return self
+
+    @model_validator(mode="after")
+    def _data_fit(self) -> Self:
+        if self.eval.keep_best is not None and self.data.path is not None:
+            raise UserError(
+                f"eval.keep_best={self.eval.keep_best} needs held-out images with ground truth, "
+                "which only the built-in task has; leave it out, or data.path"
+            )
+        own_answers = isinstance(self.method, SFTConfig) and self.method.target == "data"
+        if own_answers and self.data.path is None:
+            raise UserError(
+                "method.target=data needs data.path, a file with a column chosen; the built-in "
+                "task has prompts only"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from cluster.arm import Arm
+from cluster.best import BestRound, save_policy
 from cluster.conditions import measure_conditions
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
@@ -61,7 +62,7 @@ class OnlineRollouts:
         with arm.phase("generate"), awake(self.session, arm, "rollout"):
             rollouts, dropped = ray.get(
                 self.session.actor("rollout").generate.remote(
-                    samples,
+                    [arm.method.ask(sample) for sample in samples],
                     num_rollouts_per_prompt=config.rollout.num_rollouts_per_prompt,
                     temperature=config.rollout.temperature,
                     max_tokens=config.rollout.max_tokens,
@@ -114,7 +115,9 @@ def run_arm(
     *,
     online: bool = True,
 ) -> None:
-    """Train `arm.method` for the configured rounds; `arm.result` grows as the rounds pass.
+    """Train `arm.method` for the configured rounds; `arm.result` grows as the rounds pass. At the
+    end `final/` is the last round's model, or with `eval.keep_best` the best one's, which the
+    engine then holds, too.
 
     Without `online` (a replay) there is no engine to sync, to check or to evaluate with.
     """
@@ -130,6 +133,8 @@ def run_arm(
             sync(session, arm)
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
     rng = random.Random(arm.config.seed)
+    metric = arm.config.eval.keep_best
+    best = BestRound(arm, metric) if metric is not None and evaluate is not None else None
     for number in range(1, arm.config.rounds + 1):
         begun = time.perf_counter()
         arm.round = number
@@ -150,9 +155,15 @@ def run_arm(
             if evaluate is not None:
                 with arm.phase("evaluate"), awake(session, arm, "rollout"):
                     metrics |= evaluate()
+                if best is not None:
+                    best.offer(session, arm, number, metrics)
             bar.advance(1)
         seconds = time.perf_counter() - begun
         report_round(session, arm, number, samples, judged, metrics, parity, seconds)
+    if best is not None and best.path is not None:
+        best.restore(session, arm, arm.folder / "final")
+    else:
+        save_policy(session, arm, arm.folder / "final")
     wake_all(session, arm)
     result.bytes_by_copy = measure_memory(session, arm)
     result.conditions = measure_conditions(session, arm)
@@ -176,8 +187,7 @@ def train_round(
     metrics = dict(selection.stats)
     if not selection.groups:
         session.console.warn(
-            f"{arm.name} round {number}: nothing to train on, all scores of a prompt are within "
-            "method.pairs.margin; a judge that gives equal scores cannot teach"
+            f"{arm.name} round {number}: nothing to train on, {selection.why_empty}"
         )
         return metrics
     rows = [row for group in selection.groups for row in group]

@@ -87,9 +87,16 @@ def replay_config(
     if recorded.method.name != method:
         values["method"] = {"name": method}
     values |= {"name": "", "judge": judge if judge is not None else recorded.judge}
+    # A replay has no engine between its rounds, so nothing can be said of them.
+    values["eval"]["keep_best"] = None
     merged = merge(values, overrides)
     if merged["method"]["name"] != method:
         raise UserError(f"method.name: {merged['method']['name']!r} against --method {method}")
+    if merged["eval"].get("keep_best") is not None:
+        raise UserError(
+            "eval.keep_best: a replay evaluates once, at its end, so it cannot compare rounds; "
+            "leave it out"
+        )
     return validate(RunConfig, merged, source)
 
 

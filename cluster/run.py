@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import ray
-
 from actors.engine import EngineSpec
 from cluster import base_model, judges
 from cluster.arm import Arm
@@ -64,7 +62,12 @@ def train(config: RunConfig) -> int:
             run = prepare(session, config, folder, store)
             prompts: PromptSource
             if data is None:
-                run.held_out = HeldOut(store, config.eval.num_scenes, config.eval.num_curve_scenes)
+                run.held_out = HeldOut(
+                    store,
+                    config.eval.num_scenes,
+                    config.eval.num_curve_scenes,
+                    separate_curve=config.eval.keep_best is not None,
+                )
                 prompts = DrawnPrompts(store, config.rollout.num_prompts, config.seed)
             else:
                 if config.model is None:
@@ -88,7 +91,7 @@ def _online(run: Run, prompts: PromptSource) -> None:
     evaluate: EvaluateRound | None = None
     if (held_out := run.held_out) is not None:
         measure(run, "base")
-        evaluate = lambda: held_out.quick(run.session)  # noqa: E731
+        evaluate = lambda: held_out.quick(run.session, run.arm.method.ask)  # noqa: E731
     run_arm(run.session, run.arm, OnlineRollouts(run.session, run.arm, prompts), evaluate)
     if held_out is not None:
         measure(run, run.arm.name)
@@ -179,7 +182,7 @@ def measure(run: Run, name: str) -> None:
     assert run.held_out is not None
     title = "evaluate before training" if name == "base" else "evaluate after training"
     with run.session.console.stage(title), awake(run.session, run.arm, "rollout"):
-        metrics, run.captions[name] = run.held_out.full(run.session)
+        metrics, run.captions[name] = run.held_out.full(run.session, run.arm.method.ask)
     if name == "base":
         run.base_metrics = dict(metrics)
     else:
@@ -194,7 +197,6 @@ def finish(run: Run, work: Callable[[], None]) -> int:
     try:
         with surfaced():
             work()
-            ray.get(run.session.trainer("policy").call("save", str(run.folder / "final")))
     except RunStoppedError as error:
         arm.result.failure = str(error)
         console.warn(str(error))
@@ -219,7 +221,9 @@ def finish(run: Run, work: Callable[[], None]) -> int:
     for reason, number in arm.result.dropped.items():
         console.line(f"dropped {number}: {reason}")
     if code == 0:
-        console.line(f"model: {run.folder / 'final'}")
+        best = arm.result.best_round
+        which = "" if best is None else f" (round {best}, best by {run.config.eval.keep_best})"
+        console.line(f"model: {run.folder / 'final'}{which}")
     console.line(f"report: {run.folder / 'report.html'}", "bold")
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,32 @@ def make_scored() -> Callable[..., ScoredRollout]:
             score=score,
             failure="broken" if score is None else None,
             critique=Critique(text="", findings=findings) if findings else None,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Any]:
+    """`make_batch(mask_BR, ref_logprobs=..., margin=[...])`: what a loss sees of a batch. A tensor
+    is a signal per token, a list one per row.
+    """
+    import torch
+
+    from trainers.batch import Batch
+
+    def make(mask_BR: Any, **signals: Any) -> Batch:
+        empty = torch.zeros(0)
+        return Batch(
+            input_ids_BT=torch.zeros(mask_BR.shape, dtype=torch.long),
+            attention_mask_BT=empty,
+            positions_N3=empty,
+            targets_N=empty,
+            last_B=empty,
+            mask_BR=mask_BR,
+            model_inputs={},
+            tokens={n: v for n, v in signals.items() if isinstance(v, torch.Tensor)},
+            scalars={n: torch.tensor(v) for n, v in signals.items() if isinstance(v, list)},
         )
 
     return make

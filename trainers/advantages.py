@@ -75,6 +75,64 @@ def gae(
 
 
 @torch.no_grad()
+def group_relative(score_B: Tensor, group_B: Tensor) -> tuple[Tensor, int]:
+    """GRPO: each score against the others of its group, in the group's standard deviations.
+
+        A_i = (score_i - mean(group)) / (std(group) + 1e-6)
+
+    std divides by n, so a group's advantages have mean 0 and mean square 1. Scores that are all
+    equal (a group of one, too) give 0: nothing can be learnt from them, and dividing by their
+    rounding error would make noise of size 1. Limiting case: two different scores give 1 and -1,
+    however far apart. Source: DeepSeekMath (arXiv 2402.03300) section 4.1.2.
+
+    Args:
+        group_B: the group's number of each response.
+
+    Returns advantages_B, and the number of groups whose scores are all equal.
+    """
+    advantages_B = torch.zeros_like(score_B)
+    flat = 0
+    for group in group_B.unique():
+        mine_B = group_B == group
+        scores = score_B[mine_B].double()
+        if bool(scores.min() == scores.max()):
+            flat += 1
+            continue
+        centred = scores - scores.mean()
+        advantages_B[mine_B] = (centred / (scores.std(correction=0) + 1e-6)).to(score_B.dtype)
+    return advantages_B, flat
+
+
+@torch.no_grad()
+def leave_one_out(reward_B: Tensor, group_B: Tensor) -> tuple[Tensor, int]:
+    """RLOO: each reward less the mean of the *other* rewards of its group.
+
+        A_i = R_i - sum_{j != i} R_j / (n - 1) = n / (n - 1) * (R_i - mean(group))
+
+    A baseline that does not contain R_i leaves the policy gradient unbiased. Limiting cases: a
+    group of one has no baseline and gets 0; equal rewards give 0; of two, each is the other's
+    baseline.
+    Source: Ahmadian et al. (arXiv 2402.14740) section 3.
+
+    Args:
+        group_B: the group's number of each response.
+
+    Returns advantages_B, and the number of groups whose rewards are all equal.
+    """
+    advantages_B = torch.zeros_like(reward_B)
+    flat = 0
+    for group in group_B.unique():
+        mine_B = group_B == group
+        rewards = reward_B[mine_B].double()
+        if bool(rewards.min() == rewards.max()):
+            flat += 1
+            continue
+        others = (rewards.sum() - rewards) / (len(rewards) - 1)
+        advantages_B[mine_B] = (rewards - others).to(reward_B.dtype)
+    return advantages_B, flat
+
+
+@torch.no_grad()
 def whiten(values_BR: Tensor, mask_BR: Tensor, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) over the valid tokens of the whole batch, 0 at padding.
 

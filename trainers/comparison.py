@@ -122,6 +122,8 @@ class MethodResult(_Model):
     metrics: dict[str, Number] = Field(default_factory=dict)
     curve: list[CurvePoint] = Field(default_factory=list)
     timeline: list[PhaseSpan] = Field(default_factory=list)
+    best_round: int | None = None
+    """The round whose model was kept and evaluated (`eval.keep_best`); null: the last one."""
     failure: str | None = None
     """Why the arm stopped early; null for an arm that finished."""
 

@@ -3,9 +3,11 @@
 Each round: pairs are mined from the policy's own judged rollouts (margin, cap per prompt, length
 balance), the reference gives its log-probabilities once (before training, so that it could leave
 the device), the policy is trained, and the trained policy becomes the next round's reference
-(RLAIF-V, arXiv 2405.17220). Log-probabilities are summed over response tokens, never averaged.
+(RLAIF-V, arXiv 2405.17220). Log-probabilities are summed over response tokens, not averaged.
 
-Options: MM-DPO's dynamic beta (arXiv 2502.10391, the paper's formula) and gamma * NLL(chosen).
+Options: IPO's loss (arXiv 2310.12036); log-probabilities per token instead of summed (Tulu 3,
+arXiv 2411.15124); MM-DPO's dynamic beta (arXiv 2502.10391, the paper's formula) and
+gamma * NLL(chosen).
 """
 
 from __future__ import annotations
@@ -40,18 +42,12 @@ class DPO(Method):
     ) -> Selection:
         """The round's rows, from judged rollouts."""
         mined = mine_pairs(scored, rng=rng, **self.config.pairs.model_dump())
-        groups = [_group(pair, samples[pair.sample_id]) for pair in mined.pairs]
+        groups = [pair_group(pair, samples[pair.sample_id]) for pair in mined.pairs]
         return Selection(groups, mined.stats)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""
-        config = self.config
-        return Optimisation(
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            minibatch_size=config.minibatch_size,
-            warmup_steps=config.warmup_steps,
-        )
+        return Optimisation.of(self.config)
 
     def totals(self, batch: Batch) -> dict[str, float]:
         """Counts that the loss divides by."""
@@ -66,6 +62,9 @@ class DPO(Method):
         config = self.config
         logprobs_B = (outputs.logprobs_BR * batch.mask_BR).sum(1)
         ref_B = batch.tokens["ref_logprobs"].sum(1)
+        if config.length_normalised:
+            lengths_B = batch.mask_BR.sum(1).clamp(min=1)
+            logprobs_B, ref_B = logprobs_B / lengths_B, ref_B / lengths_B
         beta: float | Tensor = config.beta
         if config.dynamic_beta:
             margin_B = batch.scalars["margin"][0::2]
@@ -79,6 +78,7 @@ class DPO(Method):
             ref_B[0::2],
             ref_B[1::2],
             beta=beta,
+            kind=config.loss,
             label_smoothing=config.label_smoothing,
             normalizer=totals["pairs"],
         )
@@ -94,7 +94,8 @@ class DPO(Method):
         return loss, metrics
 
 
-def _group(pair: PreferencePair, sample: Sample) -> Group:
+def pair_group(pair: PreferencePair, sample: Sample) -> Group:
+    """(chosen, rejected) as rows, each with the judge's `margin`."""
     chosen, rejected = pair.chosen.rollout, pair.rejected.rollout
     return (
         Row.of_response(sample, chosen.token_ids, chosen.id, margin=pair.margin),

@@ -38,6 +38,32 @@ def kl_estimate(
             assert_never(kind)
 
 
+def kl_loss(
+    logprobs_BR: Tensor,
+    ref_logprobs_BR: Tensor,
+    mask_BR: Tensor,
+    *,
+    clamp: float = 10.0,
+    normalizer: float,
+) -> Tensor:
+    """KL(policy || reference) as a term of the loss: k3 with gradient, summed over tokens.
+
+        L = sum (exp(ref - logprob) - 1 - (ref - logprob)) / n
+
+    Limiting case: policy = reference gives 0 with gradient 0. Its gradient is
+    (1 - exp(ref - logprob)) * grad logprob, with the samples' distribution taken as given.
+    Source: DeepSeekMath (arXiv 2402.03300) equation 4.
+
+    Args:
+        mask_BR: valid tokens; padding has no part in value and gradient.
+        normalizer: valid tokens of the optimiser step.
+    """
+    mask_BR = mask_BR.bool()
+    logprobs_BR = logprobs_BR.masked_fill(~mask_BR, 0.0)
+    ref_BR = ref_logprobs_BR.detach().masked_fill(~mask_BR, 0.0)
+    return kl_estimate(logprobs_BR, ref_BR, "k3", clamp).sum() / normalizer
+
+
 class KLController(Protocol):
     """Owns `coef`, the weight of the KL penalty."""
 

@@ -17,6 +17,7 @@ Inputs at padding are replaced before use: even nan there changes neither loss n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from trainers.kl import kl_estimate
 
 Metrics = dict[str, tuple[float, float]]
 """Metric name to (sum, count)."""
+
+PairLoss = Literal["sigmoid", "ipo"]
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this before exp, so that one wild token cannot overflow the step."""
@@ -56,7 +59,7 @@ def ppo_policy_loss(
     clip_range_high: float,
     normalizer: float,
 ) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate of PPO, summed over response tokens and divided by `normalizer`.
+    """Clipped surrogate of PPO, summed over response tokens, over `normalizer`.
 
         ratio = exp(logprob - old_logprob)
         L = sum max(-A * ratio, -A * clip(ratio, 1 - clip_range_low, 1 + clip_range_high)) / n
@@ -92,7 +95,7 @@ def ppo_policy_loss(
             ).sum(),
             "policy/ratio": (ratio_BR * mask_BR).sum(),
         }
-    return total / normalizer, _pairs(sums, mask_BR.sum())
+    return total / normalizer, as_metrics(sums, mask_BR.sum())
 
 
 def value_loss(
@@ -133,7 +136,7 @@ def value_loss(
         "value/clipfrac": (clipped_BR > unclipped_BR).sum(),
         "value/mean": values_BR.sum(),
     }
-    return total / normalizer, _pairs(sums, mask_BR.sum())
+    return total / normalizer, as_metrics(sums, mask_BR.sum())
 
 
 def dpo_loss(
@@ -143,20 +146,28 @@ def dpo_loss(
     ref_rejected_B: Tensor,
     *,
     beta: float | Tensor,
+    kind: PairLoss = "sigmoid",
     label_smoothing: float = 0.0,
     normalizer: float,
 ) -> tuple[Tensor, Metrics]:
-    """DPO on logprobs summed over each response, summed over pairs, over `normalizer`.
+    """DPO or IPO on one logprob per response, summed over pairs, over `normalizer`.
 
         h = (chosen - ref_chosen) - (rejected - ref_rejected)
-        L = sum [-(1 - s) * log sigmoid(beta * h) - s * log sigmoid(-beta * h)] / n
+        L = sum [(1 - s) * l(h) + s * l(-h)] / n
+
+        sigmoid: l(h) = -log sigmoid(beta * h)
+        ipo:     l(h) = (h - 1 / (2 * beta))^2
 
     with s = `label_smoothing`, the share of pairs believed to be mislabelled. Limiting cases:
-    policy = reference gives ln 2 per pair for any beta; s = 0.5 has its minimum at h = 0. Gradient:
-    beta * sigmoid(-beta * h) * (grad NLL(chosen) - grad NLL(rejected)) per pair at s = 0.
-    Source: Rafailov et al. (arXiv 2305.18290) equation 7.
+    policy = reference gives ln 2 per pair for any beta, with ipo 1 / (4 * beta^2); s = 0.5 has its
+    minimum at h = 0. Gradient of sigmoid at s = 0:
+    beta * sigmoid(-beta * h) * (grad NLL(chosen) - grad NLL(rejected)) per pair. ipo's vanishes at
+    h = 1 / (2 * beta), so that h stays finite however sure the labels are.
+    Source: Rafailov et al. (arXiv 2305.18290) equation 7; IPO: Azar et al. (arXiv 2310.12036)
+    equation 17, whose tau is our beta.
 
     Args:
+        chosen_logprobs_B: summed over the response's tokens (or their mean, for all four alike).
         beta: one number, or one per pair (`dynamic_beta`), without gradient.
         normalizer: pairs of the optimiser step.
 
@@ -168,9 +179,16 @@ def dpo_loss(
     chosen_B = beta_B * (chosen_logprobs_B - ref_chosen_B.detach())
     rejected_B = beta_B * (rejected_logprobs_B - ref_rejected_B.detach())
     margin_B = chosen_B - rejected_B
-    losses_B = -(1.0 - label_smoothing) * logsigmoid(margin_B)
+
+    def pair_loss(scaled_B: Tensor) -> Tensor:
+        """The loss l(h) of beta * h."""
+        if kind == "ipo":
+            return (scaled_B / beta_B - 0.5 / beta_B).square()
+        return -logsigmoid(scaled_B)
+
+    losses_B = (1.0 - label_smoothing) * pair_loss(margin_B)
     if label_smoothing:
-        losses_B = losses_B - label_smoothing * logsigmoid(-margin_B)
+        losses_B = losses_B + label_smoothing * pair_loss(-margin_B)
     total = losses_B.sum()
     sums = {
         "loss/dpo": total,
@@ -181,7 +199,7 @@ def dpo_loss(
         "logps/chosen": chosen_logprobs_B.sum(),
         "logps/rejected": rejected_logprobs_B.sum(),
     }
-    return total / normalizer, _pairs(sums, torch.tensor(len(margin_B)))
+    return total / normalizer, as_metrics(sums, torch.tensor(len(margin_B)))
 
 
 def dynamic_beta(margin_B: Tensor, *, beta: float, w: float = 0.5, k: float = 0.5) -> Tensor:
@@ -218,7 +236,9 @@ def sft_loss(
     mask_BR, (logprobs_BR,) = _zero_padding(mask_BR, logprobs_BR)
     nll_B = -logprobs_BR.sum(-1)
     total = (nll_B * weights_B).sum()
-    return total / normalizer, _pairs({"loss/sft": total, "sft/nll": nll_B.sum()}, mask_BR.sum())
+    return total / normalizer, as_metrics(
+        {"loss/sft": total, "sft/nll": nll_B.sum()}, mask_BR.sum()
+    )
 
 
 def _zero_padding(mask_BR: Tensor, *tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -229,7 +249,7 @@ def _zero_padding(mask_BR: Tensor, *tensors: Tensor) -> tuple[Tensor, list[Tenso
     return mask_BR, [tensor.masked_fill(~mask_BR, 0.0) for tensor in tensors]
 
 
-def _pairs(sums: dict[str, Tensor], count: Tensor) -> Metrics:
+def as_metrics(sums: dict[str, Tensor], count: Tensor) -> Metrics:
     """(sum, count) floats, with one device synchronisation for all of them."""
     tensors = [value.detach().float() for value in sums.values()]
     *values, number = torch.stack([*tensors, count.float().to(tensors[0].device)]).tolist()

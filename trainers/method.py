@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from trainers.batch import Batch, Group
+from trainers.config import OptimisationConfig
 from trainers.data.records import Sample, ScoredRollout
 from trainers.losses import Metrics
 from trainers.roles import Copy, Role, trained_roles
@@ -59,6 +60,16 @@ class Optimisation:
     total_steps: int | None = None
     """With a total, the learning rate falls to 0 along a half cosine; else it stays."""
 
+    @classmethod
+    def of(cls, config: OptimisationConfig) -> Optimisation:
+        """What the settings say, for methods that train one copy in one way."""
+        return cls(
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            minibatch_size=config.minibatch_size,
+            warmup_steps=config.warmup_steps,
+        )
+
 
 @dataclass(slots=True)
 class Selection:
@@ -66,10 +77,15 @@ class Selection:
 
     groups: list[Group]
     stats: dict[str, float] = field(default_factory=dict)
+    why_empty: str = (
+        "all scores of a prompt are within method.pairs.margin; a judge that gives equal scores "
+        "cannot teach"
+    )
+    """What the user is told if there are no groups."""
 
 
 class Method(ABC):
-    """Base of PPO, DPO, nSFT and SFT."""
+    """Base of all methods."""
 
     name: ClassVar[str]
     copies: ClassVar[tuple[Copy, ...]]
@@ -82,6 +98,12 @@ class Method(ABC):
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:
         """Choose this round's rows; failures (`score is None`) are never among them."""
+
+    def ask(self, sample: Sample) -> Sample:
+        """The sample as the policy is asked it, in rollouts and in the evaluation; what is judged,
+        recorded and selected from is the sample itself.
+        """
+        return sample
 
     def prepare(self, groups: Sequence[Group]) -> dict[str, float]:
         """Turn signals into targets, over the whole round's rows. Returns metrics."""

@@ -79,13 +79,7 @@ class NSFT(Method):
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""
-        config = self.config
-        return Optimisation(
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            minibatch_size=config.minibatch_size,
-            warmup_steps=config.warmup_steps,
-        )
+        return Optimisation.of(self.config)
 
     def totals(self, batch: Batch) -> dict[str, float]:
         """Counts that the loss divides by."""

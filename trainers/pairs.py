@@ -1,4 +1,4 @@
-"""Preference pairs from judged rollouts: RLAIF-V's rule, and its random control."""
+"""Preference pairs from judged rollouts, by the rules of RLAIF-V, MM-RLHF and mllm-dpo."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, assert_never
 
 from trainers.data.records import PreferencePair, ScoredRollout
 
-Strategy = Literal["best_worst", "all"]
+Strategy = Literal["best_worst", "all", "all_ranks", "best_random"]
 Candidate = tuple[ScoredRollout, ScoredRollout]
 """(chosen, rejected)"""
 
@@ -45,14 +45,18 @@ def mine_pairs(
        (`finish_reason` "length"), the same two texts twice (the wider margin stays).
     3. Per sample at most `max_pairs_per_prompt`: `all` draws them at random (RLAIF-V, which keeps
        2); `best_worst` takes the widest margins, each rollout at most once, so that a cap of 1 is
-       best against worst. Equal margins are ordered by chance.
+       best against worst. Equal margins are ordered by chance. Two strategies have a number of
+       their own instead: `all_ranks` takes every candidate (MM-RLHF, with a margin of 0: all of
+       different rank), `best_random` the best response against one drawn from those at least
+       `margin` below it (mllm-dpo, whose margin is 2 of 12 points).
     4. `length_balance`: a threshold r on (words of rejected - words of chosen) / words of rejected;
        pairs above it are dropped. r is the value of `LENGTH_THRESHOLDS` that makes the mean lengths
        of chosen and rejected most equal. A judge that counts errors favours short answers.
 
     `min_share_kept` (ours; 0 is RLAIF-V's rule) bounds step 4: thresholds that keep a smaller share
     of the pairs are not tried, since in a small round one perfectly balanced pair would win.
-    Source: RLAIF-V (arXiv 2405.17220), `get_preference_pairs.py` and `get_pairs_filter_shorten.py`.
+    Sources: RLAIF-V (arXiv 2405.17220), `get_preference_pairs.py` and
+    `get_pairs_filter_shorten.py`; MM-RLHF (arXiv 2502.10391); mllm-dpo (arXiv 2402.10884).
     """
     _check(margin, max_pairs_per_prompt)
     stats = {f"pairs/{name}": 0.0 for name in _COUNTS}
@@ -61,9 +65,7 @@ def mine_pairs(
     for group in groups.values():
         candidates = _candidates(group, margin, stats)
         rng.shuffle(candidates)
-        if strategy == "best_worst":
-            candidates.sort(key=_margin, reverse=True)
-        chosen = _take(candidates, max_pairs_per_prompt, disjoint=strategy == "best_worst")
+        chosen = _choose(candidates, strategy, max_pairs_per_prompt)
         stats["pairs/dropped_cap"] += len(candidates) - len(chosen)
         taken += chosen
     threshold = 1.0
@@ -157,13 +159,30 @@ def _candidates(
     return list(found.values())
 
 
-def _take(candidates: Sequence[Candidate], limit: int, *, disjoint: bool) -> list[Candidate]:
-    """The first `limit` candidates; with `disjoint`, each rollout in one pair at most."""
+def _choose(candidates: list[Candidate], strategy: Strategy, limit: int) -> list[Candidate]:
+    """One sample's pairs, from its candidates in random order."""
+    match strategy:
+        case "all":
+            return candidates[:limit]
+        case "all_ranks":
+            return candidates
+        case "best_worst":
+            return _disjoint(sorted(candidates, key=_margin, reverse=True), limit)
+        case "best_random":
+            # The order was left to chance, so the first of the best one's pairs is a draw.
+            best = max(candidates, key=lambda pair: _score(pair[0]), default=None)
+            return [] if best is None else [best]
+        case _:
+            assert_never(strategy)
+
+
+def _disjoint(candidates: Sequence[Candidate], limit: int) -> list[Candidate]:
+    """The first `limit` candidates that have no rollout in common."""
     taken: list[Candidate] = []
     used: set[str] = set()
     for pair in candidates:
         ids = {item.rollout.id for item in pair}
-        if len(taken) < limit and not (disjoint and ids & used):
+        if len(taken) < limit and not ids & used:
             taken.append(pair)
             used |= ids
     return taken

@@ -33,6 +33,7 @@ from trainers.data.records import Sample, ScoredRollout
 from trainers.losses import Metrics, ppo_policy_loss, value_loss
 from trainers.method import Method, Optimisation, Outputs, Selection, Signal
 from trainers.roles import Copy, Role
+from trainers.score_scale import ScoreScale
 
 
 class PPO(Method):
@@ -53,8 +54,7 @@ class PPO(Method):
 
     def __init__(self, config: PPOConfig):
         self.config = config
-        self.score_mean: float | None = None
-        self.score_std = 1.0
+        self.scale = ScoreScale(config.score_clip)
         self.rounds = 0
 
     def select(
@@ -62,23 +62,20 @@ class PPO(Method):
     ) -> Selection:
         """The round's rows, from judged rollouts."""
         kept = [item for item in scored if item.score is not None]
-        scores = np.array([item.score for item in kept], dtype=np.float64)
-        if self.score_mean is None and len(kept) > 1:
-            self.score_mean, self.score_std = float(scores.mean()), float(scores.std() + 1e-6)
+        scores = self.scale.standardise([item.score for item in kept if item.score is not None])
         groups: list[Group] = []
-        for item, raw in zip(kept, scores, strict=True):
-            score = (raw - (self.score_mean or 0.0)) / self.score_std
-            score = float(np.clip(score, -self.config.score_clip, self.config.score_clip))
-            if item.rollout.finish_reason != "stop":
-                score += self.config.missing_eos_penalty
+        for item, score in zip(kept, scores, strict=True):
+            cut = item.rollout.finish_reason != "stop"
+            penalty = self.config.missing_eos_penalty if cut else 0.0
             row = Row.of_response(
                 samples[item.rollout.sample_id],
                 item.rollout.token_ids,
                 item.rollout.id,
-                score=score,
+                score=score + penalty,
             )
             groups.append((row,))
-        return Selection(groups, {"rows": float(len(groups))})
+        stats = {"rows": float(len(groups))}
+        return Selection(groups, stats, why_empty="no response has a score")
 
     def prepare(self, groups: Sequence[Group]) -> dict[str, float]:
         """From signals to targets, over the whole round."""

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--gpu", default="h100", help="card by name (h100, a100-40, rtx4090) or size (24gb)")
     add("--gpus", type=_count, help="number of GPUs (default: the smallest that fits)")
     add("--nodes", type=_count, help="number of nodes; with --gpus, GPUs of each")
-    add("--method", default="all", choices=("all", *methods))
+    add("--method", default="all", choices=("all", *methods), help="all: ppo, dpo, nsft, sft")
     add("--zero", type=int, default=3, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage (3)")
     add("--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; 0 trains all")
     add("--lora-vision", action="store_true", help="adapters in the vision tower, too")

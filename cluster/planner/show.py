@@ -10,7 +10,7 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config import METHODS
+from cluster.config import COMPARED, METHODS
 from cluster.planner.architectures import Architecture, load_architecture
 from cluster.planner.gpus import Gpu, find_gpu
 from cluster.planner.options import settings_of
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     gpu = find_gpu(arguments.gpu)
     architecture = load_architecture(arguments.model)
-    names = tuple(METHODS) if arguments.method == "all" else (arguments.method,)
+    names = COMPARED if arguments.method == "all" else (arguments.method,)
     methods = [make_method(METHODS[name]()) for name in names]
     for method in methods:
         _check(method, settings, single=arguments.method != "all")

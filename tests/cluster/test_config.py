@@ -31,7 +31,7 @@ def test_unknown_key_names_the_nearest():
 
 def test_unknown_key_far_from_any_lists_all():
     text = message(CompareConfig, {"eval": {"qqq": 3}})
-    assert "unknown key 'eval.qqq'; valid: num_curve_scenes, num_scenes" in text
+    assert "unknown key 'eval.qqq'; valid: keep_best, num_curve_scenes, num_scenes" in text
 
 
 def test_unknown_key_of_a_method_is_looked_up_in_that_method():
@@ -61,8 +61,8 @@ def test_bad_value_names_key_and_value(values, parts):
 
 
 def test_unknown_method():
-    text = message(RunConfig, {"method": {"name": "grpo"}})
-    assert "method" in text and "'grpo'" in text
+    text = message(RunConfig, {"method": {"name": "reinforce"}})
+    assert "method" in text and "'reinforce'" in text
 
 
 def test_missing_method():

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import pickle
 import random
+from typing import get_args
 
 import pytest
 
-from trainers.config import DPOConfig, NSFTConfig, PPOConfig, SFTConfig
+from trainers.config import MethodConfig
 from trainers.data.records import Finding
 from trainers.registry import make_method
 from trainers.roles import copies_in_loop, copies_in_training
 from trainers.schedule import learning_rate_factor
 
-CONFIGS = {config.name: config for config in (PPOConfig(), DPOConfig(), NSFTConfig(), SFTConfig())}
+CONFIGS = {config().name: config() for config in get_args(MethodConfig)}
+POLICY = ["policy"]
+TWO = ["policy", "reference"]
 
 
 @pytest.mark.parametrize(
     ("name", "training", "loop"),
     [
         ("ppo", ["policy", "critic", "reference", "reward"], ["rollout_engine"]),
-        ("dpo", ["policy", "reference"], ["rollout_engine", "judge"]),
-        ("nsft", ["policy"], ["rollout_engine", "judge"]),
-        ("sft", ["policy"], ["rollout_engine", "judge"]),
+        ("grpo", ["policy", "reference", "reward"], ["rollout_engine"]),
+        ("dpo", TWO, ["rollout_engine", "judge"]),
+        ("rpo", TWO, ["rollout_engine", "judge"]),
+        ("selm", TWO, ["rollout_engine", "judge"]),
+        ("simpo", POLICY, ["rollout_engine", "judge"]),
+        ("nsft", POLICY, ["rollout_engine", "judge"]),
+        ("sft", POLICY, ["rollout_engine", "judge"]),
+        ("rejection", POLICY, ["rollout_engine", "judge"]),
+        ("reward_weighted", POLICY, ["rollout_engine", "judge"]),
+        ("steerlm", POLICY, ["rollout_engine", "judge"]),
     ],
 )
 def test_copies(name, training, loop):
@@ -31,6 +41,13 @@ def test_copies(name, training, loop):
     assert list(copies_in_training(method.copies)) == training
     assert list(copies_in_loop(method.copies)) == [*training, *loop]
     assert method.trained == (("policy", "critic") if name == "ppo" else ("policy",))
+
+
+def test_every_method_is_declared_above_and_on_the_command_line():
+    from cluster.cli import METHOD_NAMES
+
+    (declared,) = (mark for mark in test_copies.pytestmark if mark.name == "parametrize")
+    assert {name for name, *_ in declared.args[1]} == set(CONFIGS) == set(METHOD_NAMES)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -35,7 +35,7 @@ def test_the_first_round_fixes_mean_and_spread(samples, make_scored):
 
 def test_scores_are_clipped_and_cut_off_responses_pay(samples, make_scored):
     method = PPO(PPOConfig(score_clip=1.5, missing_eos_penalty=-0.5))
-    method.score_mean, method.score_std = 0.0, 1.0
+    method.scale.mean, method.scale.std = 0.0, 1.0
     scored = [
         make_scored("a", samples[0].id, 9.0),
         make_scored("b", samples[0].id, 9.0, finish_reason="length"),

@@ -37,7 +37,9 @@ def per_parameter(planner, name, settings):
     return size / planner.architecture.num_parameters
 
 
-@pytest.mark.parametrize(("name", "expected"), [("ppo", 36), ("dpo", 18), ("nsft", 16)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("ppo", 36), ("grpo", 20), ("dpo", 18), ("nsft", 16)]
+)
 def test_full_fine_tuning_costs_16_bytes_for_a_trained_copy_and_2_for_a_frozen(
     planner, name, expected
 ):
