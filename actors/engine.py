@@ -19,8 +19,12 @@ from actors.engine_memory import EngineMemory
 from trainers.conditions import RolloutCopy
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
+from trainers.data.noise import ImageNoise
 from trainers.data.processing import Processing
 from trainers.data.records import Turn
+
+IMAGE_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+"""Of an image processor, by their names in Hugging Face's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,23 @@ class Request:
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
     n: int = 1
+    noise: ImageNoise | None = None
+    """Distorts the images as the model sees them."""
+    prefix_ids: tuple[int, ...] = ()
+    """The start of the response, which the engine continues; the result holds only what follows."""
+    max_tokens: int | None = None
+    """Of this response, where it may be shorter than the call's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Cuts the distribution's tail. Only for responses whose log-probabilities nobody needs: those
+    of a truncated distribution are not the trainer's.
+    """
+
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +124,13 @@ class Engine:
             self.sleep()
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_tokens: int, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int = 0,
+        truncation: Truncation = Truncation(),
     ) -> list[list[Generated] | str]:
         """Sample every request. A prompt that does not fit gives its reason instead of responses.
 
@@ -124,26 +151,23 @@ class Engine:
             encoded = self.processing.encode(
                 f"request {index}", request.turns, request.images, response_ids=()
             )
-            length = len(encoded.input_ids)
-            if length + max_tokens > self.spec.max_model_len:
+            length = len(encoded.input_ids) + len(request.prefix_ids)
+            most = request.max_tokens or max_tokens
+            if length + most > self.spec.max_model_len:
                 results[index] = (
-                    f"prompt of {length} tokens (images expanded) and {max_tokens} response tokens "
+                    f"prompt of {length} tokens (images expanded) and {most} response tokens "
                     f"exceed rollout.max_model_len={self.spec.max_model_len}"
                 )
                 continue
-            prompt: dict[str, Any] = {"prompt_token_ids": self.processing.prompt_ids(request.turns)}
-            if request.images:
-                prompt["multi_modal_data"] = {"image": self.processing.images(request.images)}
-                prompt["multi_modal_uuids"] = {"image": list(request.images)}
-            prompts.append(prompt)
+            prompts.append(self._prompt(request))
             slots.append(index)
             params.append(
                 SamplingParams(
                     n=request.n,
                     temperature=temperature,
-                    top_p=1.0,
-                    top_k=0,
-                    max_tokens=max_tokens,
+                    top_p=truncation.top_p,
+                    top_k=truncation.top_k,
+                    max_tokens=most,
                     logprobs=0,
                     logit_bias=banned,
                 )
@@ -167,6 +191,24 @@ class Engine:
                 for completion in output.outputs
             ]
         return results
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        ids = [*self.processing.prompt_ids(request.turns), *request.prefix_ids]
+        prompt: dict[str, Any] = {"prompt_token_ids": ids}
+        if not request.images:
+            return prompt
+        if request.noise is None:
+            prompt["multi_modal_data"] = {"image": self.processing.images(request.images)}
+            prompt["multi_modal_uuids"] = {"image": list(request.images)}
+            return prompt
+        # vLLM takes arrays for images, and with every step of its processor off they reach the
+        # model as they are: a picture made of the noised tensor would be clipped.
+        pixels = self.processing.image_inputs(request.images, request.noise)["pixel_values"]
+        names = [f"{image}/{request.noise.name}" for image in request.images]
+        prompt["multi_modal_data"] = {"image": [array.numpy() for array in pixels]}
+        prompt["multi_modal_uuids"] = {"image": names}
+        prompt["mm_processor_kwargs"] = dict.fromkeys(IMAGE_STEPS, False)
+        return prompt
 
     def update_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
         """Load new weights for every checkpoint name and reset all caches. Returns the version.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.batch import Batch
-from trainers.logprobs import CHUNK_SIZE, pad_targets, token_logprobs
+from trainers.logprobs import CHUNK_SIZE, greedy_tokens, pad_targets, token_logprobs
 from trainers.method import Outputs
 
 HEAD_FILE = "reward/score_head.safetensors"
@@ -69,10 +69,19 @@ class PolicyModule(nn.Module):
         self.chunk_size = chunk_size
         self.register_buffer("banned_ids", torch.tensor(banned_ids), persistent=False)
 
-    def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
-        """Log-probabilities of the target tokens, (B, R); entropies too if asked for."""
+    def forward(self, batch: Batch, *, with_entropy: bool = False, greedy: bool = False) -> Outputs:
+        """Log-probabilities of the target tokens, (B, R); entropies too if asked for. With `greedy`
+        the likeliest tokens at those places instead, as `tokens_BR`.
+        """
         hidden_BTH = hidden_states(self.vlm, batch)
         hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
+        if greedy:
+            banned = self.get_buffer("banned_ids")
+            tokens_N = greedy_tokens(
+                hidden_NH, self.vlm.lm_head, banned_ids=banned, chunk_size=self.chunk_size
+            )
+            shape = batch.mask_BR.shape
+            return Outputs(tokens_BR=pad_targets(tokens_N, batch.positions_N3, shape))
         logprobs_N, entropy_N = token_logprobs(
             hidden_NH,
             self.vlm.lm_head,

@@ -16,7 +16,7 @@ from actors.modules import PolicyModule, load_vlm
 from actors.parking import Parking
 from actors.scoring import score_rows
 from actors.train_spec import TrainSpec
-from actors.weight_sync import Bucket, checkpoint_tensors, open_bucket
+from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets, open_bucket
 from trainers.batch import Batch, Row
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -69,8 +69,9 @@ class ReferenceActor:
         return self.meter.track("logprobs", "reference", size, held, self.processing.vocab_size)
 
     @torch.no_grad()
-    def refresh(self, buckets: Sequence[Bucket]) -> None:
-        """Take the weights of `buckets` (checkpoint names, every parameter).
+    def refresh(self, buckets: Sequence[Bucket], rate: float = 1.0) -> None:
+        """Take the weights of `buckets` (checkpoint names, every parameter), or with a `rate` below
+        1 move towards them: (1 - rate) * own + rate * theirs.
 
         Raises:
             RuntimeError: a parameter is missing from the buckets, so it would stay stale.
@@ -84,7 +85,15 @@ class ReferenceActor:
                 raise RuntimeError(f"reference refresh: no weights for {name}; it would be stale")
             # Renaming keeps the storage; a conversion that copies would leave the module as it was.
             assert tensor.untyped_storage().data_ptr() in held, f"{name} is not the module's own"
-            tensor.copy_(new[name])
+            if rate < 1:
+                tensor.lerp_(new[name].to(tensor), rate)
+            else:
+                tensor.copy_(new[name])
+
+    def weight_buckets(self, bucket_bytes: int) -> list[Bucket]:
+        """The copy's weights under checkpoint names, for an engine to answer as it would."""
+        assert self._module is not None
+        return make_buckets(checkpoint_tensors(self._module.vlm), bucket_bytes)
 
     def end_phase(self, phase: str) -> Reading:
         """This process's memory in the phase that ends now, for the ledger."""

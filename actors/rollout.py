@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from actors.answers import DroppedSample, SegmentSettings, encode_answers, resample_segments
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
 from actors.weight_sync import Bucket, open_bucket
 from trainers.conditions import RolloutCopy
-from trainers.data.records import Rollout, Sample
-
-
-@dataclass(frozen=True, slots=True)
-class DroppedSample:
-    """A sample that could not be answered, and why."""
-
-    sample_id: str
-    reason: str
+from trainers.data.noise import ImageNoise
+from trainers.data.records import Rollout, Sample, Source
 
 
 class RolloutActor:
@@ -58,10 +51,12 @@ class RolloutActor:
         max_tokens: int,
         seed: int,
         prefix: str = "",
+        noise_step: int | None = None,
     ) -> tuple[list[Rollout], list[DroppedSample]]:
         """Several responses per sample, drawn under the same settings: only chance differs.
 
-        A sample that does not fit, or whose image cannot be read, is dropped with its reason.
+        A sample that does not fit, or whose image cannot be read, is dropped with its reason. With
+        a `noise_step` the images are distorted by one draw per sample (`trainers.data.noise`).
         """
         engine = self.engine
         requests: list[Request] = []
@@ -73,7 +68,10 @@ class RolloutActor:
             except ValueError as error:
                 dropped.append(DroppedSample(sample.id, str(error)))
                 continue
-            requests.append(Request(sample.prompt, sample.images, num_rollouts_per_prompt))
+            noise = None if noise_step is None else ImageNoise(noise_step, sample.id)
+            requests.append(
+                Request(sample.prompt, sample.images, num_rollouts_per_prompt, noise=noise)
+            )
             kept.append(sample)
         answers = engine.generate(
             requests, temperature=temperature, max_tokens=max_tokens, seed=seed
@@ -95,10 +93,23 @@ class RolloutActor:
                     temperature=temperature,
                     finish_reason="stop" if item.finish_reason == "stop" else "length",
                     prompt_tokens=item.prompt_tokens,
+                    source="policy" if noise_step is None else "noisy",
                 )
                 for number, item in enumerate(answer)
             ]
         return rollouts, dropped
+
+    def encode_answers(
+        self, answers: Sequence[tuple[Sample, str]], source: Source, prefix: str = ""
+    ) -> tuple[list[Rollout], list[DroppedSample]]:
+        """Given texts as rollouts (`actors.answers.encode_answers`)."""
+        return encode_answers(self.engine, answers, source, prefix)
+
+    def resample_segments(
+        self, rollouts: Sequence[tuple[Sample, Rollout]], settings: SegmentSettings, prefix: str
+    ) -> tuple[list[Rollout], list[DroppedSample]]:
+        """The rollouts with a piece sampled anew (`actors.answers.resample_segments`)."""
+        return resample_segments(self.engine, rollouts, settings, prefix)
 
     def update_weights(self, buckets: Sequence[Bucket]) -> int:
         """Load all buckets of one sync. Returns the new policy version."""

@@ -32,7 +32,8 @@ def score_rows(
         batch = batch.to(device)
         with track(batch):
             outputs = module(batch)
-        values_BR = outputs.values_BR if outputs.logprobs_BR is None else outputs.logprobs_BR
+        found = (outputs.logprobs_BR, outputs.values_BR, outputs.tokens_BR)
+        values_BR = next(values for values in found if values is not None)
         for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
             results[index] = array
     return [array for array in results if array is not None]

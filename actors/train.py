@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -276,6 +277,18 @@ class TrainActor:
             return score_rows(
                 self._engine, self.processing, rows, batch_size, self.device, self._track_scoring
             )
+
+    @torch.no_grad()
+    def greedy_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
+        """The policy's likeliest token at each target place of the rows, given what stands before
+        it; int64, one array per row.
+        """
+        self._require_awake()
+        forward = partial(self._engine, greedy=True)
+        values = score_rows(
+            forward, self.processing, rows, batch_size, self.device, self._track_scoring
+        )
+        return [array.astype(np.int64) for array in values]
 
     def _track_scoring(self, batch: Batch) -> AbstractContextManager[Any]:
         return self._track("logprobs", batch)

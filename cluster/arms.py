@@ -20,9 +20,34 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         for method in get_args(MethodConfig)
     },
     "random": {"method": {"name": "dpo"}, "judge": "random"},
+    "gt_dpo": {
+        "method": {"name": "dpo"},
+        "negatives": {"chosen": "data", "rejected": ["policy"]},
+    },
+    "seva": {
+        "method": {"name": "dpo"},
+        "negatives": {"rejected": ["noisy"], "noise_steps": [500, 800]},
+    },
+    "bpo": {
+        "method": {"name": "dpo", "pairs": {"strategy": "all"}},
+        "negatives": {"chosen": "data", "rejected": ["noisy", "injected"], "noise_steps": [900]},
+    },
+    "povid": {
+        "method": {"name": "povid"},
+        "negatives": {"chosen": "data", "rejected": ["injected"]},
+    },
+    "sapo": {
+        "method": {"name": "sapo"},
+        "negatives": {
+            "chosen": "data",
+            "rejected": ["segment"],
+            "segment_tokens": 8,
+            "segment_writer": "reference",
+        },
+    },
 }
-"""Known name -> the settings that it stands for: every method with its defaults, and `random`, DPO
-with scores drawn by chance instead of the judge: the floor."""
+"""Known name -> the settings that it stands for: every method with its defaults; `random`, DPO with
+scores drawn by chance instead of the judge: the floor; and pairs that are made (`negatives`)."""
 DEFAULT_ARMS = ("ppo", "dpo", "nsft", "sft", "random")
 RESERVED = ("base", "honest", "images")
 """Names that the run folder and the report use for something else."""

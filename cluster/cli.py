@@ -29,6 +29,8 @@ METHOD_NAMES = (
     "rejection",
     "reward_weighted",
     "steerlm",
+    "povid",
+    "sapo",
 )
 COMPARED = ("ppo", "dpo", "nsft", "sft")
 """What `bench` measures unless told otherwise."""
@@ -58,6 +60,9 @@ methods (all online: the policy answers, the judge scores, the policy learns fro
   reward_weighted  policy: 1 copy; all answers, weighted by their scores
   steerlm          policy: 1 copy; all answers, their scores told in the prompt; ask the tuned model
                    as in training: "describe the image . answer four"
+on pairs that are made (settings `negatives`):
+  povid  policy, reference: 2 copies; a right answer against a wrong version and against noise
+  sapo   policy, its moving average: 2 copies; a right answer against one with a piece redone
 examples of each: examples/recipes
 """
 
@@ -106,6 +111,17 @@ def build_parser() -> argparse.ArgumentParser:
     replay.add_argument("run", help="folder of a run (or of one arm of a comparison)")
     replay.add_argument("--method", required=True, choices=METHOD_NAMES)
     replay.add_argument("--judge", help="judge the recorded responses anew with this judge")
+
+    synthesize = verb(
+        "synthesize",
+        "a preference file: drawn images, the policy's answers, the judge's choice",
+        OVERRIDES,
+    )
+    synthesize.add_argument("out", help="parquet to write, in TRL's columns, images inside")
+    synthesize.add_argument("--config", help="YAML with any of the settings")
+    synthesize.add_argument("--model", help="VLM folder (default: the built-in base)")
+    synthesize.add_argument("--data", help="prompts and images (default: drawn world)")
+    synthesize.add_argument("--judge", help="critique model's folder or module:function")
 
     evaluate = verb(
         "eval", "a model on the drawn world or on a benchmark's files", eval_options.EPILOG
@@ -233,6 +249,23 @@ def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
     return train(config)
 
 
+def _synthesize(arguments: argparse.Namespace, extra: list[str]) -> int:
+    from cluster.config import RunConfig, set_key, validate
+
+    values = _settings({"method": {"name": "dpo"}}, arguments.config, extra)
+    for key, value in (
+        ("model", arguments.model),
+        ("judge", arguments.judge),
+        ("data.path", arguments.data),
+    ):
+        if value is not None:
+            set_key(values, key, value)
+    config = validate(RunConfig, values, arguments.config or "synthesize")
+    from cluster.synthesize import synthesize
+
+    return synthesize(config, Path(arguments.out))
+
+
 def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.replay import replay
 
@@ -297,6 +330,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "compare": _compare,
     "train": _train,
     "replay": _replay,
+    "synthesize": _synthesize,
     "eval": _eval,
     "plan": _plan,
     "bench": _bench,
@@ -310,6 +344,7 @@ CONFIGURABLE = {
     "train": (*HELP, "--config", "--model", "--data", "--judge"),
     "replay": (*HELP, "--method", "--judge"),
     "eval": (*HELP, *eval_options.OWN),
+    "synthesize": (*HELP, "--config", "--model", "--data", "--judge"),
 }
 """Verbs that take settings, with the options that are their own."""
 

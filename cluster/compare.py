@@ -20,12 +20,14 @@ from cluster.arm import Arm
 from cluster.base_model import BuiltinModels, WorldRecipe
 from cluster.config import CompareConfig, RunConfig, to_yaml
 from cluster.console import Console
-from cluster.driver import OnlineRollouts, RolloutSource, run_arm, sync
+from cluster.driver import run_arm, sync
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
+from cluster.negatives import rollout_source
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
+from cluster.writer import load_writer
 from trainers.comparison import Comparison, CurvePoint, Evaluated, save
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
@@ -200,11 +202,13 @@ def run_one(run: CompareRun, name: str) -> None:
     run.comparison.methods[name] = arm.result
     if run.start_point is not None:
         arm.result.curve.append(run.start_point)
-    source: RolloutSource = OnlineRollouts(session, arm, drawn_prompts(run, arm.config))
+    source = rollout_source(session, arm, drawn_prompts(run, arm.config))
     try:
         with surfaced(), console.stage(name):
             set_engine(run, arm.config)
-            set_judge(run, arm.config)
+            if arm.config.negatives.needs_judge:
+                set_judge(run, arm.config)
+            load_writer(session, arm)
             run_arm(session, arm, source, lambda: run.held_out.quick(session, arm.method.ask))
             with arm.clock.phase("evaluate"), awake(session, arm, "rollout"):
                 metrics, run.captions[name] = run.held_out.full(session, arm.method.ask)
@@ -236,7 +240,12 @@ def make_arm(run: CompareRun, name: str, config: RunConfig) -> Arm:
 
 def drawn_prompts(run: CompareRun, config: RunConfig) -> DrawnPrompts:
     """The arm's prompts; equal seeds give every arm the same."""
-    return DrawnPrompts(run.store, config.rollout.num_prompts, config.seed)
+    return DrawnPrompts(
+        run.store,
+        config.rollout.num_prompts,
+        config.seed,
+        annotated=config.negatives.needs_annotation,
+    )
 
 
 def set_engine(run: CompareRun, config: RunConfig) -> None:

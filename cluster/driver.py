@@ -19,11 +19,12 @@ from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
 from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
 from cluster.session import Session
+from cluster.writer import writer_folder
 from rewards.base import JudgeItem, Judgement, scored
 from trainers.batch import Row
 from trainers.comparison import CurvePoint, PhaseSpan
 from trainers.data.record_file import RecordWriter
-from trainers.data.records import Rollout, Sample, ScoredRollout
+from trainers.data.records import BY_SOURCE, Record, Rollout, Sample, ScoredRollout
 from trainers.roles import (
     Role,
     copies_in_loop,
@@ -84,12 +85,7 @@ class OnlineRollouts:
             count(arm.result.dropped, reason)
         bad = len(failures) + len(dropped) * config.rollout.num_rollouts_per_prompt
         total = len(samples) * config.rollout.num_rollouts_per_prompt
-        if bad > config.data.max_dropped_share * total:
-            reason = failures[0] if failures else dropped[0].reason
-            raise RunStoppedError(
-                f"{arm.name} round {number}: {bad} of {total} rollouts failed, more than "
-                f"data.max_dropped_share={config.data.max_dropped_share:g}; the first: {reason}"
-            )
+        require_usable(arm, number, bad, total, [*failures, *(item.reason for item in dropped)])
         return by_id, judged
 
     def _judge(
@@ -105,6 +101,16 @@ def ask_judge(session: Session, arm: Arm, items: Sequence[JudgeItem]) -> list[Ju
     """One judgement per item, in order."""
     with at_work(session, arm, "judge"), awake(session, arm, "judge"):
         return list(ray.get(session.actor("judge").judge.remote(items)))
+
+
+def require_usable(arm: Arm, number: int, bad: int, total: int, reasons: Sequence[str]) -> None:
+    """Stop the run if more rollouts of a round failed than the configuration allows."""
+    share = arm.config.data.max_dropped_share
+    if bad > share * total:
+        raise RunStoppedError(
+            f"{arm.name} round {number}: {bad} of {total} rollouts failed, more than "
+            f"data.max_dropped_share={share:g}; the first: {reasons[0]}"
+        )
 
 
 def run_arm(
@@ -127,7 +133,13 @@ def run_arm(
     result.method = arm.method.name
     result.copies_train = list(copies_in_training(arm.method.copies))
     result.copies_trained = list(arm.method.trained)
-    result.copies_loop = list(copies_in_loop(arm.method.copies))
+    result.copies_loop = list(
+        copies_in_loop(
+            arm.method.copies,
+            judged=arm.config.negatives.needs_judge,
+            written=writer_folder(arm.config) is not None,
+        )
+    )
     if online:
         with arm.phase("sync"):
             sync(session, arm)
@@ -184,6 +196,8 @@ def train_round(
     method = arm.method
     with arm.phase("build"):
         selection = method.select(judged, samples, rng)
+        if selection.corrections:
+            write_records(round_file(arm.folder / "corrections", number), selection.corrections)
     metrics = dict(selection.stats)
     if not selection.groups:
         session.console.warn(
@@ -202,12 +216,17 @@ def train_round(
             buckets = policy_buckets(session, arm)
             for role in stale:
                 with at_work(session, arm, role):
-                    ray.get(session.actor(role).refresh.remote(buckets))
+                    ray.get(session.actor(role).refresh.remote(buckets, method.refresh_rate))
     return metrics
 
 
 def attach_signals(session: Session, arm: Arm, rows: Sequence[Row]) -> None:
     """Per-token values that the method asks of its copies, before the weights change."""
+    if forced := [row for row in rows if row.greedy]:
+        with at_work(session, arm, "policy"):
+            found = session.trainer("policy").greedy_rows(forced)
+        for row, ids in zip(forced, found, strict=True):
+            row.target_ids = ids
     for signal in arm.method.signals:
         values = score(session, arm, signal.role, rows)
         for row, array in zip(rows, values, strict=True):
@@ -332,14 +351,20 @@ def write_round(
     folder: Path, number: int, samples: Sequence[Sample], judged: Sequence[ScoredRollout]
 ) -> None:
     """The round's samples, then its judged rollouts, as one record file."""
-    path = folder / "rounds" / f"round_{number:06d}.msgpack"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_records(round_file(folder / "rounds", number), [*samples, *judged])
+
+
+def round_file(folder: Path, number: int) -> Path:
+    """The record file of a round."""
+    return folder / f"round_{number:06d}.msgpack"
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """A new record file in place of an old one."""
     path.unlink(missing_ok=True)
     with RecordWriter(path) as writer:
-        for sample in samples:
-            writer.append(sample)
-        for item in judged:
-            writer.append(item)
+        for record in records:
+            writer.append(record)
 
 
 def report_round(
@@ -353,7 +378,8 @@ def report_round(
     seconds: float,
 ) -> None:
     """One line on the terminal, one line in metrics.jsonl, one point of the curve."""
-    scores = np.array([item.score for item in judged if item.score is not None])
+    by_judge = [item for item in judged if item.judge != BY_SOURCE]
+    scores = np.array([item.score for item in by_judge if item.score is not None])
     point = CurvePoint(
         round=number,
         score=float(scores.mean()) if len(scores) else None,
@@ -368,7 +394,7 @@ def report_round(
         explained_variance=metrics.get("val/explained_variance"),
         pairs=int(metrics["pairs/num"]) if "pairs/num" in metrics else None,
         rollouts=len(judged),
-        judge_calls=len(judged),
+        judge_calls=len(by_judge),
         parity=parity,
         seconds=seconds,
         extra=dict(metrics),

@@ -124,13 +124,17 @@ def measure_memory(session: Session, arm: Arm) -> dict[str, dict[str, int]]:
     for role in arm.method.trained:
         ranks = ray.get(session.trainer(role).call("memory"))
         sizes[role] = {kind: sum(rank[kind] for rank in ranks) for kind in ranks[0]}
-    judge = ray.get(session.actor("judge").memory.remote()) if session.has("judge") else {}
+    # In a comparison a judge may be there for other arms.
+    judged = session.has("judge") and arm.config.negatives.needs_judge
+    judge = ray.get(session.actor("judge").memory.remote()) if judged else {}
     frozen = {copy.role for copy in arm.method.copies if not copy.trained}
     if "reference" in frozen and session.has("reference"):
         sizes["reference"] = ray.get(session.actor("reference").memory.remote())
     if "reward" in judge:
         sizes["reward" if "reward" in frozen else "judge"] = judge["reward"]
         sizes["judge_engine"] = judge["judge_engine"]
+    if session.has("writer"):
+        sizes["writer"] = ray.get(session.actor("writer").memory.remote())
     if session.has("rollout"):
         sizes["rollout_engine"] = ray.get(session.actor("rollout").memory.remote())
     return {copy: kinds for copy, kinds in sizes.items() if kinds}

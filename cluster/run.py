@@ -17,12 +17,14 @@ from cluster.base_model import WorldRecipe
 from cluster.compare import describe_environment, engine_spec, run_folder
 from cluster.config import RunConfig, to_yaml
 from cluster.console import Console
-from cluster.driver import EvaluateRound, OnlineRollouts, PromptSource, run_arm
+from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
+from cluster.negatives import rollout_source
 from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
+from cluster.writer import load_writer, writer_folder
 from trainers.comparison import Comparison, Evaluated, load, save
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
@@ -68,7 +70,12 @@ def train(config: RunConfig) -> int:
                     config.eval.num_curve_scenes,
                     separate_curve=config.eval.keep_best is not None,
                 )
-                prompts = DrawnPrompts(store, config.rollout.num_prompts, config.seed)
+                prompts = DrawnPrompts(
+                    store,
+                    config.rollout.num_prompts,
+                    config.seed,
+                    annotated=config.negatives.needs_annotation,
+                )
             else:
                 if config.model is None:
                     data = data.fitting(Processing(run.arm.model_dir, store), config)
@@ -83,7 +90,9 @@ def train(config: RunConfig) -> int:
             describe_batches(console, config)
             with console.stage("start engines"):
                 session.load_rollout(rollout_spec(run, data))
-                judges.load_judge(session, run.judge, store, config)
+                load_writer(session, run.arm)
+                if config.negatives.needs_judge:
+                    judges.load_judge(session, run.judge, store, config)
             return finish(run, lambda: _online(run, prompts))
 
 
@@ -92,7 +101,7 @@ def _online(run: Run, prompts: PromptSource) -> None:
     if (held_out := run.held_out) is not None:
         measure(run, "base")
         evaluate = lambda: held_out.quick(run.session, run.arm.method.ask)  # noqa: E731
-    run_arm(run.session, run.arm, OnlineRollouts(run.session, run.arm, prompts), evaluate)
+    run_arm(run.session, run.arm, rollout_source(run.session, run.arm, prompts), evaluate)
     if held_out is not None:
         measure(run, run.arm.name)
 
@@ -109,9 +118,21 @@ def check_inputs(config: RunConfig) -> None:
             )
     if config.judge is not None:
         judges.check_judge(config.judge)
+    writer_folder(config)
+    by_rules = "injected" in config.negatives.rejected and config.negatives.injector is None
+    if by_rules and config.data.path is not None:
+        raise UserError(
+            "negatives.injector: the built-in rules only know the drawn world; give the folder of "
+            "a text model"
+        )
     if config.data.path is None:
+        if "data" in config.negatives.rejected:
+            raise UserError(
+                "negatives.rejected: drawn scenes have no rejected answer; give --data with a "
+                "column `rejected`, or use injected"
+            )
         return
-    if config.judge is None:
+    if config.judge is None and config.negatives.needs_judge:
         raise UserError(
             "judge: the built-in judge only knows the drawn world; with data of your own give "
             "--judge, a critique model's folder or module:function"
@@ -150,7 +171,8 @@ def prepare(
     (folder / "config.yaml").write_text(to_yaml(config))
     environment = describe_environment(session)
     (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
-    model_dir, judge = config.model, config.judge
+    model_dir = config.model
+    judge = config.judge if config.negatives.needs_judge else "none"
     if model_dir is None or judge is None:
         built = base_model.ensure(session, recipe or WorldRecipe())
         model_dir, judge = model_dir or str(built.base), judge or str(built.judge)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from actors.engine import EngineSpec
 from actors.reference import ReferenceActor
 from actors.reward import JudgeActor
 from actors.rollout import RolloutActor
+from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
 from cluster.console import Console
@@ -80,12 +82,20 @@ class TrainGroup:
         ray.get(self.call("connect", host, port))
 
     def score_rows(self, rows: Sequence[Row], *, adapters: bool = True) -> list[np.ndarray]:
+        """Values of the rows' target tokens."""
+        return self._deal("score_rows", rows, adapters=adapters)
+
+    def greedy_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """The policy's likeliest tokens at the rows' target places."""
+        return self._deal("greedy_rows", rows)
+
+    def _deal(self, name: str, rows: Sequence[Row], **kwargs: Any) -> list[np.ndarray]:
         """Rows are dealt to ranks in turn; equal numbers, since ZeRO-3 ranks move in step."""
         world = len(self.actors)
-        padded = [*rows, *rows[: -len(rows) % world]]
+        padded = [*rows, *islice(cycle(rows), -len(rows) % world)]
         parts = ray.get(
             [
-                self._call(actor, "score_rows", padded[rank::world], adapters=adapters)
+                self._call(actor, name, padded[rank::world], **kwargs)
                 for rank, actor in enumerate(self.actors)
             ]
         )
@@ -192,8 +202,13 @@ class Session:
                 ray.kill(actor)
 
     def actor(self, role: str) -> Any:
-        """The single actor of `rollout`, `judge` or `reference`."""
-        classes = {"rollout": RolloutActor, "judge": JudgeActor, "reference": ReferenceActor}
+        """The single actor of `rollout`, `judge`, `reference` or `writer`."""
+        classes = {
+            "rollout": RolloutActor,
+            "judge": JudgeActor,
+            "reference": ReferenceActor,
+            "writer": TextActor,
+        }
         if role not in self._single:
             self._single[role] = self._start(classes[role])
         return self._single[role]

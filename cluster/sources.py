@@ -24,20 +24,31 @@ from trainers.data.prompt_lengths import prompt_lengths
 from trainers.data.record_file import read_records
 from trainers.data.records import Sample, ScoredRollout
 from trainers.data.sample_index import SampleIndex, index_samples
-from trainers.data.scenes import scene_samples
+from trainers.data.scenes import caption, scene_from_truth, scene_samples
 from trainers.data.tally import Dropped, Tally
 
 
 class DrawnPrompts:
     """Freshly drawn scenes each round; equal seeds give every method the same ones."""
 
-    def __init__(self, store: ImageStore, num_prompts: int, seed: int):
+    def __init__(self, store: ImageStore, num_prompts: int, seed: int, *, annotated: bool = False):
         self.store, self.num_prompts, self.seed = store, num_prompts, seed
+        self.annotated = annotated
 
     def round(self, number: int) -> list[Sample]:
-        """The scenes of round `number`, their images in the store."""
+        """The scenes of round `number`, their images in the store; `annotated` with the right
+        answer as the data's own (`chosen`).
+        """
         seed = self.seed * 1000 + number
-        return list(scene_samples(seed, self.num_prompts, self.store.put_image))
+        drawn = scene_samples(seed, self.num_prompts, self.store.put_image)
+        return [annotated(sample) for sample in drawn] if self.annotated else list(drawn)
+
+
+def annotated(sample: Sample) -> Sample:
+    """A drawn sample with the answer that a careful annotator would have given."""
+    assert sample.truth is not None
+    answer = sample.truth["answer"] or caption(scene_from_truth(sample.truth))
+    return replace(sample, chosen=answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,16 @@ def processing(tiny_model: str, store: ImageStore):
     return Processing(tiny_model, store)
 
 
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a small text model with a chat template, which was taught one reply."""
+    from tests.tiny_text_model import save_text_model
+
+    folder = tmp_path_factory.mktemp("text-model")
+    save_text_model(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def make_scored() -> Callable[..., ScoredRollout]:
     """`make_scored("r0", "sample", 1.5)`: a judged rollout; a score of None is a failure."""

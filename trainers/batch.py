@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trainers.data.noise import ImageNoise
 from trainers.data.processing import Encoded, Processing
 from trainers.data.records import Sample, Turn
 from trainers.logprobs import shift_targets
@@ -35,6 +36,13 @@ class Row:
     """Sampled tokens, EOS included, exactly as the engine sampled them (never re-tokenised)."""
     turns: tuple[Turn, ...] = ()
     """Text that follows the prompt; every assistant turn in it is a target."""
+    noise: ImageNoise | None = None
+    """Distorts the images as the model sees them; None leaves them exactly as they are."""
+    greedy: bool = False
+    """Asks the policy for `target_ids` before training: its likeliest token at each place."""
+    target_ids: np.ndarray | None = None
+    """Tokens whose log-probability is wanted at the target places, where these are not the row's
+    own: the row is then the prefix that is teacher-forced."""
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
     """Signals, one float per target token: `old_logprobs`, `ref_logprobs`, `advantages`, ..."""
     scalars: dict[str, float] = field(default_factory=dict)
@@ -101,8 +109,14 @@ class Batch:
 
 def encode_row(row: Row, processing: Processing) -> Encoded:
     """The row's tokens, target mask and image inputs; errors as `Processing.encode`."""
+    noised = None if row.noise is None else processing.image_inputs(row.images, row.noise)
     return processing.encode(
-        row.id, row.prompt, row.images, response_ids=row.response_ids, turns=row.turns
+        row.id,
+        row.prompt,
+        row.images,
+        response_ids=row.response_ids,
+        turns=row.turns,
+        image_inputs=noised,
     )
 
 
@@ -123,6 +137,7 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
     positions_N3, targets_N = shift_targets(input_ids_BT, target_mask_BT)
     num_targets_B = target_mask_BT.sum(1)
     width = int(num_targets_B.max())
+    targets_N = _override_targets(targets_N, rows, num_targets_B.tolist())
     mask_BR = torch.arange(width)[None] < num_targets_B[:, None]
 
     tokens: dict[str, Tensor] = {}
@@ -149,6 +164,24 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
         tokens=tokens,
         scalars={name: torch.tensor([row.scalars[name] for row in rows]) for name in names},
     )
+
+
+def _override_targets(
+    targets_N: Tensor, rows: Sequence[Row], num_targets_B: Sequence[int]
+) -> Tensor:
+    """`targets_N` with the rows' own `target_ids`, which must be as many as their targets."""
+    parts = []
+    own = torch.split(targets_N, list(num_targets_B))
+    for row, part in zip(rows, own, strict=True):
+        if row.target_ids is None:
+            parts.append(part)
+            continue
+        if len(row.target_ids) != len(part):
+            raise ValueError(
+                f"row {row.id}: {len(row.target_ids)} target ids for {len(part)} target tokens"
+            )
+        parts.append(torch.from_numpy(np.asarray(row.target_ids, dtype=np.int64)))
+    return torch.cat(parts)
 
 
 def unpad(values_BR: Tensor, mask_BR: Tensor) -> list[np.ndarray]:

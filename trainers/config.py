@@ -54,6 +54,21 @@ class CorrectionsConfig(Settings):
     question_template: str = "is there a {claim} ?"
     yes: str = "yes"
     no: str = "no"
+    writer: Literal["template", "short_answer", "llm"] = "template"
+    """Templates over the judge's findings; short answers affirmed and denied; or a text model."""
+    short_template: str = "{question} is the answer {answer} ?"
+    short_words: int = Field(default=5, ge=1)
+    """Longest answer that `short_answer` corrects."""
+    model: str | None = None
+    """Folder of the text model that `llm` asks."""
+
+    @model_validator(mode="after")
+    def _writer_is_there(self) -> Self:
+        if (self.writer == "llm") != (self.model is not None):
+            raise UserError(
+                "method.corrections: writer=llm and model, a text model's folder, go together"
+            )
+        return self
 
 
 class PPOConfig(OptimisationConfig):
@@ -225,6 +240,43 @@ class SteerLMConfig(OptimisationConfig):
     """Words for the values, the best one last; each covers an equal share of the first round."""
 
 
+class POVIDConfig(OptimisationConfig):
+    """POVID: a right answer against its wrong version and against what noise makes of it."""
+
+    name: Literal["povid"] = "povid"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    minibatch_size: int = Field(default=16, ge=1)
+    beta: float = Field(default=0.1, gt=0)
+    text_coef: float = Field(default=0.05, ge=0)
+    """Of the log-ratio of the wrong version; 0 leaves it out."""
+    noise_coef: float = Field(default=0.05, ge=0)
+    """Of the log-ratio under the distorted image; 0 leaves it out (the paper's first stage)."""
+    noise_step: int = Field(default=500, ge=0, lt=1000)
+    pairs: PairsConfig = PairsConfig(max_pairs_per_prompt=1)
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if not self.text_coef and not self.noise_coef:
+            raise UserError("method.text_coef and method.noise_coef are both 0; set one above")
+        return self
+
+
+class SAPOConfig(OptimisationConfig):
+    """SAPO: DPO against the policy's moving average, on pairs from a buffer."""
+
+    name: Literal["sapo"] = "sapo"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    minibatch_size: int = Field(default=16, ge=1)
+    beta: float = Field(default=0.1, gt=0)
+    ema_rate: float = Field(default=0.5, gt=0, le=1)
+    """After each round the average is (1 - rate) of itself and rate of the policy."""
+    replay_capacity: int = Field(default=2000, ge=1)
+    """Pairs; the oldest leave."""
+    replay_draws: int | None = Field(default=None, ge=1)
+    """Pairs drawn a round; null: as many as the round brought."""
+    pairs: PairsConfig = PairsConfig(max_pairs_per_prompt=1)
+
+
 MethodConfig = (
     PPOConfig
     | GRPOConfig
@@ -237,4 +289,6 @@ MethodConfig = (
     | RejectionConfig
     | RewardWeightedConfig
     | SteerLMConfig
+    | POVIDConfig
+    | SAPOConfig
 )

@@ -104,6 +104,27 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 
 
+@torch.no_grad()
+def greedy_tokens(
+    hidden_NH: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    banned_ids: Tensor | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """The likeliest token after each hidden state, banned ids left out, in chunks; int64 (N,).
+
+    Limiting case: a head whose logits are equal gives the smallest id that is not banned.
+    """
+    tokens = [hidden_NH.new_zeros(0, dtype=torch.long)]
+    for start in range(0, len(hidden_NH), chunk_size):
+        logits_nV = head(hidden_NH[start : start + chunk_size]).float()
+        if banned_ids is not None and banned_ids.numel():
+            logits_nV = logits_nV.index_fill(-1, banned_ids, -torch.inf)
+        tokens.append(logits_nV.argmax(-1))
+    return torch.cat(tokens)
+
+
 def pad_targets(values_N: Tensor, positions_N3: Tensor, shape: Sequence[int]) -> Tensor:
     """Flat values in the order of `shift_targets`, one row per sequence, padded with 0.
 

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from trainers.batch import Batch, Group
 from trainers.config import OptimisationConfig
-from trainers.data.records import Sample, ScoredRollout
+from trainers.data.records import Correction, Sample, ScoredRollout
 from trainers.losses import Metrics
 from trainers.roles import Copy, Role, trained_roles
+
+TextModel = Callable[[Sequence[str]], list[str | None]]
+"""From requests to replies; None for a request that does not fit."""
 
 
 class Outputs(NamedTuple):
@@ -37,6 +40,8 @@ class Outputs(NamedTuple):
     values_BR: Tensor | None = None
     entropy_BR: Tensor | None = None
     scores_B: Tensor | None = None
+    tokens_BR: Tensor | None = None
+    """Token ids, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Selection:
         "cannot teach"
     )
     """What the user is told if there are no groups."""
+    corrections: list[Correction] = field(default_factory=list)
+    """Turns that were written for the rows, to be kept with the round's records."""
 
 
 class Method(ABC):
@@ -92,6 +99,13 @@ class Method(ABC):
     signals: ClassVar[tuple[Signal, ...]] = ()
     refreshed: ClassVar[tuple[Role, ...]] = ()
     """Frozen copies that take the policy's weights after each round."""
+    refresh_rate: float = 1.0
+    """How much of them: frozen := (1 - rate) * frozen + rate * policy. Below 1 they are a moving
+    average, which nothing else can stand for."""
+    text_model: TextModel | None = None
+    """Set where a run has one: writes text that the rows need."""
+    driver_only: ClassVar[tuple[str, ...]] = ("text_model",)
+    """Attributes that stay in the driver's process: training copies need a method's losses only."""
 
     @abstractmethod
     def select(
@@ -122,6 +136,9 @@ class Method(ABC):
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
         """Scalar loss of one micro-batch, already divided by the optimiser step's `totals`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in self.driver_only}
 
     @property
     def trained(self) -> tuple[Role, ...]:

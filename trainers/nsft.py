@@ -8,7 +8,8 @@ written as ordinary question-and-answer turns that state the truth and deny the 
 
 with no reference in memory. The paper is offline and lets GPT-4 write the turns; here pairs come
 from the policy's own judged rollouts, exactly as for DPO, and the turns from the judge's findings
-on the rejected response. Affirmations are balanced with denials, or the model learns to say no.
+on the rejected response (or from another of `trainers.correction_writers`). Affirmations are
+balanced with denials, or the model learns to say no.
 Each of the two terms is a mean over its own tokens of the optimiser step.
 """
 
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from trainers.batch import Batch, Group, Row
 from trainers.config import NSFTConfig
-from trainers.corrections import AbsentClaim, correction_from
+from trainers.correction_writers import write_corrections
+from trainers.corrections import AbsentClaim
 from trainers.data.records import Sample, ScoredRollout
 from trainers.losses import Metrics, sft_loss
 from trainers.method import Method, Optimisation, Outputs, Selection
@@ -45,23 +47,20 @@ class NSFT(Method):
         """The round's rows, from judged rollouts."""
         config = self.config
         mined = mine_pairs(scored, rng=rng, **config.pairs.model_dump())
-        absent = _absent_claims(scored)
+        corrections = write_corrections(
+            mined.pairs,
+            samples,
+            config.corrections,
+            rng,
+            absent=_absent_claims(scored),
+            text_model=self.text_model,
+        )
         groups: list[Group] = []
-        failures = 0
-        for pair in mined.pairs:
+        for pair, correction in zip(mined.pairs, corrections, strict=True):
             sample = samples[pair.sample_id]
             chosen = pair.chosen.rollout
             rows = [Row.of_response(sample, chosen.token_ids, chosen.id, correction=0.0)]
-            correction = correction_from(
-                pair,
-                sample.prompt,
-                rng=rng,
-                fallback_absent=absent,
-                **config.corrections.model_dump(),
-            )
-            if correction is None:
-                failures += 1
-            else:
+            if correction is not None:
                 rows.append(
                     Row(
                         id=f"{correction.rollout_id}/correction",
@@ -72,10 +71,11 @@ class NSFT(Method):
                     )
                 )
             groups.append(tuple(rows))
+        written = [correction for correction in corrections if correction is not None]
         stats = dict(mined.stats)
-        stats["corrections"] = float(len(groups) - failures)
-        stats["corrections_failed"] = float(failures)
-        return Selection(groups, stats)
+        stats["corrections"] = float(len(written))
+        stats["corrections_failed"] = float(len(groups) - len(written))
+        return Selection(groups, stats, corrections=written)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from trainers.config import (
     DPOConfig,
     GRPOConfig,
     MethodConfig,
     NSFTConfig,
+    OptimisationConfig,
+    POVIDConfig,
     PPOConfig,
     RejectionConfig,
     RewardWeightedConfig,
     RPOConfig,
+    SAPOConfig,
     SELMConfig,
     SFTConfig,
     SimPOConfig,
@@ -20,38 +26,34 @@ from trainers.dpo import DPO
 from trainers.grpo import GRPO
 from trainers.method import Method
 from trainers.nsft import NSFT
+from trainers.povid import POVID
 from trainers.ppo import PPO
 from trainers.rejection import Rejection
 from trainers.reward_weighted import RewardWeighted
 from trainers.rpo import RPO
+from trainers.sapo import SAPO
 from trainers.selm import SELM
 from trainers.sft import SFT
 from trainers.simpo import SimPO
 from trainers.steerlm import SteerLM
 
+_METHODS: dict[type[OptimisationConfig], Callable[[Any], Method]] = {
+    PPOConfig: PPO,
+    GRPOConfig: GRPO,
+    DPOConfig: DPO,
+    SimPOConfig: SimPO,
+    RPOConfig: RPO,
+    SELMConfig: SELM,
+    NSFTConfig: NSFT,
+    SFTConfig: SFT,
+    RejectionConfig: Rejection,
+    RewardWeightedConfig: RewardWeighted,
+    SteerLMConfig: SteerLM,
+    POVIDConfig: POVID,
+    SAPOConfig: SAPO,
+}
+
 
 def make_method(config: MethodConfig) -> Method:
     """The method that these settings belong to."""
-    match config:
-        case PPOConfig():
-            return PPO(config)
-        case GRPOConfig():
-            return GRPO(config)
-        case DPOConfig():
-            return DPO(config)
-        case SimPOConfig():
-            return SimPO(config)
-        case RPOConfig():
-            return RPO(config)
-        case SELMConfig():
-            return SELM(config)
-        case NSFTConfig():
-            return NSFT(config)
-        case SFTConfig():
-            return SFT(config)
-        case RejectionConfig():
-            return Rejection(config)
-        case RewardWeightedConfig():
-            return RewardWeighted(config)
-        case SteerLMConfig():
-            return SteerLM(config)
+    return _METHODS[type(config)](config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["policy", "critic", "reference", "reward"]
-SharedRole = Literal["rollout_engine", "judge"]
+SharedRole = Literal["rollout_engine", "judge", "writer"]
 ReferenceMode = Literal["own_copy", "adapter_off", "cached"]
 """How the reference's log-probabilities are had: from a copy that stays, from the policy without
 its adapters, or before training only, so that no copy stays."""
@@ -39,14 +39,18 @@ def copies_in_training(copies: tuple[Copy, ...]) -> tuple[str, ...]:
     return tuple(copy.role for copy in copies)
 
 
-def copies_in_loop(copies: tuple[Copy, ...]) -> tuple[str, ...]:
+def copies_in_loop(
+    copies: tuple[Copy, ...], *, judged: bool = True, written: bool = False
+) -> tuple[str, ...]:
     """Names of all copies resident in the online loop.
 
-    Adds the rollout engine, and the judge unless the reward model is one of the method's copies.
+    Adds the rollout engine, and the judge unless the reward model is one of the method's copies or
+    nothing is `judged`, because pairs are made and not found; and the text model, if texts are
+    `written` by one.
     """
     own = copies_in_training(copies)
-    judge = () if "reward" in own else ("judge",)
-    return (*own, "rollout_engine", *judge)
+    judge = () if "reward" in own or not judged else ("judge",)
+    return (*own, "rollout_engine", *judge, *(("writer",) if written else ()))
 
 
 def reference_source(refreshed: tuple[Role, ...], mode: ReferenceMode) -> ReferenceSource:

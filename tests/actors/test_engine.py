@@ -8,6 +8,7 @@ import ray
 import torch
 
 from trainers.batch import Row
+from trainers.data.noise import ImageNoise
 from trainers.data.records import Sample, Turn
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
@@ -53,10 +54,13 @@ class Stack:
             )
         )
 
-    def gap(self, samples, rollouts) -> float:
+    def gap(self, samples, rollouts, noise_step: int | None = None) -> float:
         """Mean |engine logprob - trainer logprob|."""
         by_id = {sample.id: sample for sample in samples}
         rows = [Row.of_response(by_id[r.sample_id], r.token_ids, r.id) for r in rollouts]
+        for row, rollout in zip(rows, rollouts, strict=True):
+            if noise_step is not None:
+                row.noise = ImageNoise(noise_step, rollout.sample_id)
         trained = self.session.trainer("policy").score_rows(rows)
         pairs = zip(rollouts, trained, strict=True)
         return float(np.concatenate([np.abs(np.array(r.logprobs) - t) for r, t in pairs]).mean())
@@ -174,6 +178,70 @@ def test_prompt_tokens_are_counted_after_expansion(stack, processing, samples):
     rollouts, _ = stack.generate(samples[:1])
     encoded = processing.encode("", samples[0].prompt, samples[0].images, response_ids=())
     assert rollouts[0].prompt_tokens == len(encoded.input_ids)
+
+
+@pytest.mark.parametrize("step", [500, 900])
+def test_the_distorted_tensor_reaches_the_model_unclipped(stack, tiny_model, samples, step):
+    stack.use(tiny_model)
+    stack.generate(samples)  # the clean images are in the engine's caches
+    rollouts, dropped = ray.get(
+        stack.rollout.generate.remote(
+            samples,
+            num_rollouts_per_prompt=2,
+            temperature=1.0,
+            max_tokens=16,
+            seed=0,
+            noise_step=step,
+        )
+    )
+    assert not dropped and {rollout.source for rollout in rollouts} == {"noisy"}
+    # The same tensor in engine and trainer, and not the clean one.
+    assert stack.gap(samples, rollouts, step) < 1e-4
+    assert stack.gap(samples, rollouts) > 1e-2
+
+
+def test_a_given_answer_is_what_a_policy_would_have_sampled(stack, tiny_model, samples):
+    stack.use(tiny_model)
+    rollouts, _ = stack.generate(samples, 2)
+    by_id = {sample.id: sample for sample in samples}
+    whole = [r for r in rollouts if r.finish_reason == "stop" and r.text]
+    given = [(by_id[r.sample_id], r.text) for r in whole]
+    encoded, dropped = ray.get(stack.rollout.encode_answers.remote(given, "data"))
+    assert whole and not dropped
+    assert [r.token_ids for r in encoded] == [r.token_ids for r in whole]
+    assert [r.prompt_tokens for r in encoded] == [r.prompt_tokens for r in whole]
+    assert all(r.source == "data" and r.logprobs == () for r in encoded)
+    lost = Sample(id="lost", prompt=samples[0].prompt, images=("0" * 64,))
+    bad = [(samples[0], "red <image>"), (lost, "red"), (samples[1], "red " * MAX_MODEL_LEN)]
+    encoded, dropped = ray.get(stack.rollout.encode_answers.remote(bad, "data"))
+    assert not encoded
+    assert ["data answer: " in item.reason for item in dropped] == [True] * 3
+
+
+def test_a_segment_is_sampled_anew_between_what_stays(stack, tiny_model, samples):
+    from actors.answers import SegmentSettings
+
+    stack.use(tiny_model)
+    text = "top-left red circle . top-right blue square . bottom-left green cross ."
+    given, _ = ray.get(stack.rollout.encode_answers.remote([(s, text) for s in samples], "data"))
+    settings = SegmentSettings(max_tokens=4, temperature=1.0, top_p=1.0, top_k=0)
+    pairs = list(zip(samples, given, strict=True))
+    spliced, dropped = ray.get(stack.rollout.resample_segments.remote(pairs, settings, ""))
+    assert not dropped
+    changed = 0
+    for before, after in zip(given, spliced, strict=True):
+        old, new = before.token_ids, after.token_ids
+        same_head = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), len(new))  # noqa: B905
+        same_tail = next(
+            (i for i, (a, b) in enumerate(zip(old[::-1], new[::-1])) if a != b),  # noqa: B905
+            len(new),
+        )
+        # A and C stay, at most 4 tokens between them differ, and none is added.
+        assert len(old) - 4 <= len(new) <= len(old)
+        assert same_head + same_tail >= len(old) - 4 and same_tail >= 1
+        assert after.source == "segment" and after.finish_reason == "stop"
+        changed += old != new
+    assert changed > len(samples) // 2
 
 
 def test_memory_is_counted(stack):

@@ -9,7 +9,7 @@ import torch
 from actors.modules import load_vlm
 from actors.reference import ReferenceActor
 from actors.train_spec import TrainSpec
-from actors.weight_sync import checkpoint_tensors, make_buckets
+from actors.weight_sync import checkpoint_tensors, make_buckets, open_bucket
 from trainers.batch import Row
 
 
@@ -92,3 +92,17 @@ def test_parked_it_keeps_its_bytes_and_gives_them_back(reference, samples):
     assert reading.parked == {"reference": held} and "reference" not in reading.copies
     assert reference.wake() == sum(held.values())
     np.testing.assert_array_equal(reference.score_rows(rows)[0], before)
+
+
+def test_a_moving_average_moves_by_its_rate(reference, tiny_model):
+    start = {n: t.clone() for n, t in checkpoint_tensors(reference._module.vlm)}
+    target = dict(checkpoint_tensors(changed(tiny_model)))
+    for _ in range(2):
+        reference.refresh(make_buckets(target.items(), 2**20), 0.5)
+    # After two halvings a quarter of the start is left.
+    for name, tensor in checkpoint_tensors(reference._module.vlm):
+        torch.testing.assert_close(tensor, 0.25 * start[name] + 0.75 * target[name])
+    sent = [pair for bucket in reference.weight_buckets(2**16) for pair in open_bucket(bucket)]
+    own = dict(checkpoint_tensors(reference._module.vlm))
+    assert {name for name, _ in sent} == set(own)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in sent)

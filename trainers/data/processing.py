@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
+from trainers.data.noise import ImageNoise, add_noise
 from trainers.data.records import Turn
 
 SUPPORTED_MODEL_TYPES = ("llava",)
@@ -251,6 +252,17 @@ class Processing:
             _, old = self._cache.popitem(last=False)
             self._cached_bytes -= sum(t.nbytes for t in old.values())
         return inputs
+
+    def image_inputs(
+        self, images: Sequence[str], noise: ImageNoise | None = None
+    ) -> dict[str, Tensor]:
+        """What the model is given for these images; with `noise`, their normalised pixels distorted
+        (all images of a row by one draw).
+        """
+        inputs = self._image_inputs(tuple(images))
+        if noise is None:
+            return inputs
+        return {**inputs, "pixel_values": add_noise(inputs["pixel_values"], noise)}
 
     def merge(self, inputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Concatenate the image tensors of several rows along their first axis."""

@@ -16,8 +16,18 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 
+LATER: dict[str, bool] = {"later": True}
+"""Metadata of a field that joined its record after files of this schema version were written. Such
+a field may be missing from a record on disk and then has its default."""
+
+BY_SOURCE = "source"
+"""The name in place of a judge's where a response's source decides which of two is better."""
+
 Verdict = Literal["ok", "bad", "missing", "absent"]
 """Of a claim: said and right, said and wrong, true but not said, rightly said not to be there."""
+Source = Literal["policy", "noisy", "data", "injected", "segment"]
+"""Of a response: sampled from the policy, sampled under a distorted image, the data's own answer,
+that answer with errors put in by rules or a model, that answer with a piece sampled anew."""
 FindingKind = Literal["existence", "attribute", "count", "relation", "text", "scene"]
 
 
@@ -29,11 +39,6 @@ class Turn:
     text: str
     num_images: int = 0
     """How many of the sample's images stand at the start of this turn, in order."""
-
-
-LATER: dict[str, bool] = {"later": True}
-"""Metadata of a field that joined its record after files of this schema version were written. Such
-a field may be missing from a record on disk and then has its default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,8 @@ class Rollout:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Natural log of the sampling distribution (after temperature and bans), one per token."""
+    """Natural log of the sampling distribution (after temperature and bans), one per token; empty
+    where no policy sampled the whole response (`source`)."""
     policy_version: int
     """Number of weight syncs that the engine had received when it sampled this."""
     seed: int
@@ -99,6 +105,7 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     """Prompt length after image expansion, as the engine counted it."""
+    source: Source = field(default="policy", metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +167,8 @@ class Correction:
     """The rejected rollout that the turns correct: provenance."""
     turns: tuple[Turn, ...]
     """Alternating user and assistant; the first user turn carries the images."""
+    writer: str = field(default="template", metadata=LATER)
+    """What wrote the turns: `template`, `short_answer` or `llm`."""
 
 
 Record = Sample | Rollout | ScoredRollout | PreferencePair | Correction

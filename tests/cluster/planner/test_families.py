@@ -12,7 +12,7 @@ import ray
 import torch
 
 from actors.lora import add_adapters
-from actors.memory import engine_bytes, module_bytes
+from actors.memory import bytes_by_kind, engine_tensors, module_bytes
 from actors.modules import CriticModule, PolicyModule, load_reward_module, load_vlm
 from actors.train import TrainActor
 from actors.train_spec import REDUCE_BUCKET_SIZE, TrainSpec, deepspeed_config
@@ -86,7 +86,7 @@ def held_by_deepspeed(spec: TrainSpec) -> dict[str, int]:
         values = outputs.values_BR if spec.role == "critic" else outputs.logprobs_BR
         engine.backward(values.sum())
         if last:
-            sizes = engine_bytes(engine)
+            sizes = bytes_by_kind(engine_tensors(engine))
         engine.step()
     engine.destroy()
     return sizes

@@ -1,0 +1,78 @@
+"""SAPO, self-augmented preference optimisation: 2 copies (policy, its moving average).
+
+From Yin et al. (arXiv 2405.20830). Needs only right answers: the moving average of the policy
+samples a piece of one anew, and the result is the rejected answer (`negatives.rejected=[segment]`,
+`segment_writer=reference`). Pairs wait in a buffer and are drawn the less the more often they were
+used; the loss is DPO's with the moving average as reference.
+
+The same letters also stand for "soft adaptive policy optimisation", another method. The paper's
+optimiser is RMSprop; here it is Adam as everywhere. The average moves once a round.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from trainers.batch import Group
+from trainers.config import DPOConfig, SAPOConfig
+from trainers.data.records import Sample, ScoredRollout
+from trainers.dpo import DPO
+from trainers.method import Selection
+
+
+class SAPO(DPO):
+    """SAPO; see the module's head."""
+
+    name = "sapo"
+    driver_only = ("text_model", "replay")
+
+    def __init__(self, config: SAPOConfig):
+        shared = config.model_dump(include=DPOConfig.model_fields.keys() - {"name"})
+        super().__init__(DPOConfig.model_validate(shared))
+        self.refresh_rate = config.ema_rate
+        self.replay = PairReplay(config.replay_capacity)
+        self.replay_draws = config.replay_draws
+
+    def select(
+        self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
+    ) -> Selection:
+        """Put the round's pairs into the buffer and draw the rows to train on from it."""
+        fresh = super().select(scored, samples, rng)
+        self.replay.add(fresh.groups)
+        taken = self.replay.draw(self.replay_draws or len(fresh.groups), rng)
+        # Without the signals of an earlier round: the reference has moved since.
+        drawn = [tuple(replace(row, tokens={}) for row in group) for group in taken]
+        stats = {**fresh.stats, "replay/size": float(len(self.replay))}
+        stats["replay/drawn"] = float(len(drawn))
+        return Selection(drawn, stats)
+
+
+class PairReplay:
+    """The latest `capacity` groups, first in first out, and how often each was drawn."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._groups: list[Group] = []
+        self._uses: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Append; the oldest leave when there are too many."""
+        self._groups = [*self._groups, *groups][-self.capacity :]
+        self._uses = [*self._uses, *[0] * len(groups)][-self.capacity :]
+
+    def draw(self, number: int, rng: random.Random) -> list[Group]:
+        """Up to `number` different groups, each with weight 1 / (uses + 1).
+
+        The largest of u^(1/weight), u uniform, are such a draw without replacement (Efraimidis and
+        Spirakis, 2006). Limiting case: with equal uses every group is as likely.
+        """
+        keys = [rng.random() ** (uses + 1) for uses in self._uses]
+        order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[:number]
+        for index in order:
+            self._uses[index] += 1
+        return [self._groups[index] for index in order]
