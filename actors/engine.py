@@ -142,8 +142,7 @@ class Engine:
         """
         from vllm import SamplingParams
 
-        assert self.memory.awake, "the engine is asleep; wake it first"
-        self.memory.wake_kv_cache()
+        self.require_awake()
         banned = dict.fromkeys(self.processing.banned_ids(), -100.0)
         prompts, params, slots = [], [], []
         results: list[list[Generated] | str] = [""] * len(requests)
@@ -159,7 +158,7 @@ class Engine:
                     f"exceed rollout.max_model_len={self.spec.max_model_len}"
                 )
                 continue
-            prompts.append(self._prompt(request))
+            prompts.append(self.prompt_input(request))
             slots.append(index)
             params.append(
                 SamplingParams(
@@ -192,7 +191,8 @@ class Engine:
             ]
         return results
 
-    def _prompt(self, request: Request) -> dict[str, Any]:
+    def prompt_input(self, request: Request) -> dict[str, Any]:
+        """One prompt as vLLM takes it: token ids, and images with names for the caches."""
         ids = [*self.processing.prompt_ids(request.turns), *request.prefix_ids]
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
         if not request.images:
@@ -209,6 +209,11 @@ class Engine:
         prompt["multi_modal_uuids"] = {"image": names}
         prompt["mm_processor_kwargs"] = dict.fromkeys(IMAGE_STEPS, False)
         return prompt
+
+    def require_awake(self) -> None:
+        """Before any request: the weights are there, and the KV cache comes back if it is not."""
+        assert self.memory.awake, "the engine is asleep; wake it first"
+        self.memory.wake_kv_cache()
 
     def update_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
         """Load new weights for every checkpoint name and reset all caches. Returns the version.

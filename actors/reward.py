@@ -1,7 +1,8 @@
 """The critique-based reward model as a judge: write a critique with vLLM, then score it.
 
 MM-RLHF (arXiv 2502.10391): (1) the model reads image, question and response and writes a critique,
-greedily; (2) one forward over prompt and critique reads the score head at the last token.
+greedily; (2) one forward over prompt and critique reads the score head at the last token. With
+several sampled critiques the score is their mean (the paper: no better than one).
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ import torch
 from torch import Tensor
 
 from actors.engine import Engine, EngineSpec, Request
+from actors.in_process import InProcessWriter, Writer
+from actors.judge_models import ModelJudge
 from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
 from actors.parking import Parking
 from rewards.base import Judge, JudgeItem, Judgement
 from rewards.critique import parse_critique
+from rewards.spans import with_spans
 from trainers.batch import Batch, Row, collate, encode_row
 from trainers.data.errors import UserError
+from trainers.data.images import ImageStore
+from trainers.data.processing import Processing
 from trainers.data.records import Critique, Sample, Turn
 
 
@@ -52,24 +58,49 @@ def load_reward_settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
-class CritiqueJudge:
-    """Holds the reward model twice: in vLLM (writes critiques) and as a module (scores them)."""
+class CritiqueJudge(ModelJudge):
+    """Holds the reward model twice: in vLLM (writes critiques) and as a module (scores them). With
+    `in_process` the module does both.
 
-    def __init__(self, spec: EngineSpec, *, batch_size: int = 128):
+    Args:
+        num_critiques: the score is the mean over so many, sampled at `temperature`.
+        seed: of the sampled critiques.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        *,
+        batch_size: int = 128,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        in_process: bool = False,
+        seed: int = 0,
+    ):
         self.name = "critique"
         self.settings = load_reward_settings(spec.model_dir)
-        self.engine = Engine(spec)
-        self.processing = self.engine.processing
+        self.engines = [] if in_process else [Engine(spec)]
+        self.processing = (
+            Processing(spec.model_dir, ImageStore(spec.image_root))
+            if in_process
+            else self.engines[0].processing
+        )
         self.batch_size = batch_size
+        self.num_critiques, self.temperature, self.seed = num_critiques, temperature, seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         module = load_reward_module(spec.model_dir, torch.bfloat16 if spec.bf16 else torch.float32)
         self.module: RewardModule = module.eval().requires_grad_(False).to(self.device)
+        self.writer: Writer = (
+            InProcessWriter(self.module.vlm, self.processing, spec.max_model_len)
+            if in_process
+            else self.engines[0]
+        )
         self.meter = PhaseMeter()
         self._parking = Parking()
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """Critique and score every item. Equal (image, prompt, response) are judged once: the
-        critique is greedy, so a second pass would give the same.
+        critique is greedy, so a second pass would give the same (sampled ones are shared).
         """
         keys = [(item.sample.images, item.sample.prompt, item.rollout.text) for item in items]
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
@@ -79,13 +110,14 @@ class CritiqueJudge:
 
     def _judge_unique(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         prompts = [self._turns(item) for item in items]
-        answers = self.engine.generate(
+        answers = self.writer.generate(
             [
-                Request(turns, item.sample.images)
+                Request(turns, item.sample.images, self.num_critiques)
                 for turns, item in zip(prompts, items, strict=True)
             ],
-            temperature=0.0,
+            temperature=self.temperature,
             max_tokens=int(self.settings["max_critique_tokens"]),
+            seed=self.seed,
         )
         results: list[Judgement | None] = []
         rows: list[Row] = []
@@ -94,20 +126,24 @@ class CritiqueJudge:
                 results.append(Judgement(failure=f"critique: {answer}"))
                 continue
             results.append(None)
-            rows.append(
+            rows += [
                 Row(
                     id=item.rollout.id,
                     prompt=turns,
                     images=item.sample.images,
-                    response_ids=answer[0].token_ids,
+                    response_ids=critique.token_ids,
                 )
-            )
+                for critique in answer
+            ]
         texts = [
             (item.rollout.text, answer[0].text)
             for item, answer in zip(items, answers, strict=True)
             if not isinstance(answer, str)
         ]
-        judged = iter(zip(self.score(rows), texts, strict=True))
+        number = self.num_critiques
+        scores = self.score(rows)
+        means = [sum(scores[i : i + number]) / number for i in range(0, len(scores), number)]
+        judged = iter(zip(means, texts, strict=True))
         return [result or self._judgement(*next(judged)) for result in results]
 
     def _turns(self, item: JudgeItem) -> tuple[Turn, ...]:
@@ -125,7 +161,7 @@ class CritiqueJudge:
             )
         return Judgement(
             score=score,
-            critique=Critique(text=text, findings=findings),
+            critique=with_spans(Critique(text=text, findings=findings), response),
             components={"unparsed": 0.0},
         )
 
@@ -162,26 +198,15 @@ class CritiqueJudge:
         """Bring it back to the device, if it is parked. Returns the bytes moved."""
         return self._parking.wake()
 
+    @property
+    def parked(self) -> bool:
+        """Whether the scoring module is in host memory."""
+        return self._parking.parked
+
     def _tensors(self) -> list[Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
 
-    def end_phase(self, phase: str) -> Reading:
-        """Both models' memory in the phase that ends now, for the ledger."""
-        memory, module = self.engine.memory, {"reward": self.memory()}
-        parked = self._parking.parked
-        return self.meter.read(
-            phase,
-            {**({} if parked else module), "judge_engine": memory.on_device()},
-            {**(module if parked else {}), "judge_engine": memory.in_host()},
-            unmapped={"judge_engine": memory.unmapped()},
-        )
-
-    def sleep(self) -> int:
-        """Send the engine off the device until `wake_up`. Returns the bytes moved."""
-        self.meter.note("judge_engine", self.engine.memory.on_device())
-        return self.engine.sleep()
-
-    def memory(self) -> dict[str, int]:
+    def module_memory(self) -> dict[str, int]:
         """Bytes of the scoring module: the copy `reward`."""
         return {"weights": self._parking.num_bytes or module_bytes(self.module)}
 
@@ -193,19 +218,26 @@ class JudgeActor:
         if num_threads:
             torch.set_num_threads(num_threads)
         self._judge: Judge | None = None
+        self._key = ""
         self._meter = PhaseMeter()
 
     def warm_up(self) -> None:
         """Do the slow imports now."""
         import vllm  # noqa: F401
 
-    def load(self, make: Callable[[], Judge]) -> str:
+    def load(self, make: Callable[[], Judge], key: str = "") -> str:
         """Make and keep the judge, in place of an earlier one; returns its name."""
-        if isinstance(self._judge, CritiqueJudge):
-            self._judge.engine.close()
+        if isinstance(self._judge, ModelJudge):
+            self._judge.close()
         self._judge = None
+        self._key = ""
         self._judge = make()
+        self._key = key
         return self._judge.name
+
+    def key(self) -> str:
+        """What `load` was told that it loads."""
+        return self._key
 
     def name(self) -> str:
         """The judge's name, as it stands in the records."""
@@ -223,31 +255,26 @@ class JudgeActor:
 
     def end_phase(self, phase: str) -> Reading:
         """This process's memory in the phase that ends now, for the ledger."""
-        if isinstance(self._judge, CritiqueJudge):
+        if isinstance(self._judge, ModelJudge):
             return self._judge.end_phase(phase)
         return self._meter.read(phase, {})
 
     def park(self) -> int:
         """Move the judge's scoring module, if it has one, to host memory until `wake`."""
-        return self._judge.park() if isinstance(self._judge, CritiqueJudge) else 0
+        return self._judge.park() if isinstance(self._judge, ModelJudge) else 0
 
     def wake(self) -> int:
         """Bring it back to the device. Returns the bytes moved."""
-        return self._judge.wake() if isinstance(self._judge, CritiqueJudge) else 0
+        return self._judge.wake() if isinstance(self._judge, ModelJudge) else 0
 
     def sleep(self) -> int:
         """Send the judge's engine, if it has one, off the device. Returns the bytes moved."""
-        return self._judge.sleep() if isinstance(self._judge, CritiqueJudge) else 0
+        return self._judge.sleep() if isinstance(self._judge, ModelJudge) else 0
 
     def wake_up(self) -> int:
         """Bring the engine back. Returns the bytes moved."""
-        return self._judge.engine.wake_up() if isinstance(self._judge, CritiqueJudge) else 0
+        return self._judge.wake_up() if isinstance(self._judge, ModelJudge) else 0
 
     def memory(self) -> dict[str, dict[str, int]]:
         """Bytes by copy; empty for judges without a model."""
-        if not isinstance(self._judge, CritiqueJudge):
-            return {}
-        return {
-            "reward": self._judge.memory(),
-            "judge_engine": self._judge.engine.memory.everywhere(),
-        }
+        return self._judge.memory() if isinstance(self._judge, ModelJudge) else {}

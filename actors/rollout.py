@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.answers import DroppedSample, SegmentSettings, encode_answers, resample_segments
+from actors.choices import choose
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
+from actors.offsets import token_ends
 from actors.weight_sync import Bucket, open_bucket
+from rewards.asking import Failed, Prompt
 from trainers.conditions import RolloutCopy
 from trainers.data.noise import ImageNoise
 from trainers.data.records import Rollout, Sample, Source
@@ -94,6 +97,7 @@ class RolloutActor:
                     finish_reason="stop" if item.finish_reason == "stop" else "length",
                     prompt_tokens=item.prompt_tokens,
                     source="policy" if noise_step is None else "noisy",
+                    token_ends=token_ends(engine.processing.tokenizer, item.token_ids, item.text),
                 )
                 for number, item in enumerate(answer)
             ]
@@ -110,6 +114,12 @@ class RolloutActor:
     ) -> tuple[list[Rollout], list[DroppedSample]]:
         """The rollouts with a piece sampled anew (`actors.answers.resample_segments`)."""
         return resample_segments(self.engine, rollouts, settings, prefix)
+
+    def choose(
+        self, prompts: Sequence[Prompt], words: Sequence[str]
+    ) -> list[dict[str, float] | Failed]:
+        """Ask the policy as it is now: see `actors.choices.choose`. A judge may."""
+        return choose(self.engine, prompts, words)
 
     def update_weights(self, buckets: Sequence[Bucket]) -> int:
         """Load all buckets of one sync. Returns the new policy version."""

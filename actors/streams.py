@@ -133,11 +133,14 @@ def _collate(pairs: Sequence[list[tuple[Row, Encoded]]], processing: Processing)
 
 @dataclass(frozen=True, slots=True)
 class CritiqueRewardObjective:
-    """`rewards.losses.critique_reward_loss` on rows that alternate chosen and rejected."""
+    """`rewards.losses.critique_reward_loss` on rows that alternate chosen and rejected; a scalar
+    `tie` marks the rows of a tie.
+    """
 
     score_weight: float = 1.0
     critique_weight: float = 1.0
     center_coef: float = 0.01
+    tie_weight: float = 1.0
 
     def totals(self, batch: Batch) -> dict[str, float]:
         """Pairs, and target tokens of their critiques."""
@@ -148,6 +151,7 @@ class CritiqueRewardObjective:
     ) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         assert outputs.scores_B is not None and outputs.logprobs_BR is not None
+        tie_B = batch.scalars.get("tie")
         return critique_reward_loss(
             outputs.scores_B[0::2],
             outputs.scores_B[1::2],
@@ -160,4 +164,6 @@ class CritiqueRewardObjective:
             score_weight=self.score_weight,
             critique_weight=self.critique_weight,
             center_coef=self.center_coef,
+            tie_weight=self.tie_weight,
+            is_tie_B=None if tie_B is None else tie_B[0::2] > 0,
         )

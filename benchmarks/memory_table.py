@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.bench_table import static
-from cluster.config import METHODS as CONFIGS
 from cluster.planner.architectures import load_architecture
 from cluster.planner.gpus import find_gpu
 from cluster.planner.plan import MethodPlan, Planner
 from cluster.planner.settings import Settings
+from trainers.config import METHODS as CONFIGS
 from trainers.registry import make_method
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,12 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         (name := str(method.model_fields["name"].default)): {"method": {"name": name}}
         for method in get_args(MethodConfig)
     },
-    "random": {"method": {"name": "dpo"}, "judge": "random"},
+    # Chance is a control: it is not asked to know good from bad.
+    "random": {
+        "method": {"name": "dpo"},
+        "judge": "random",
+        "judge_check": {"min_accuracy": 0.0},
+    },
     "gt_dpo": {
         "method": {"name": "dpo"},
         "negatives": {"chosen": "data", "rejected": ["policy"]},

@@ -35,13 +35,14 @@ from actors.reward import CritiqueJudge, evaluator_turns
 from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
 from actors.train_spec import TrainSpec
 from cluster.session import Session, TrainGroup
+from rewards.base import known_item
 from rewards.critique import CRITIQUE_REQUEST
 from rewards.drawn_pairs import CRITIQUE_MIXTURE, PreferenceExample, preference_examples
 from trainers.batch import Row
 from trainers.config import SFTConfig
 from trainers.data.drawn_sft import BaseRecipe, Phase
 from trainers.data.images import ImageStore
-from trainers.data.records import Sample, Turn
+from trainers.data.records import Turn
 from trainers.data.scenes import scene_samples
 from trainers.drawn_vision import VisionPhase, pretrain_tower
 from trainers.method import Optimisation
@@ -183,7 +184,7 @@ def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
             ray.get(ranks.call("load", spec))
             stream = DrawnConversations(phase, base.seed, biased=name == "base")
             objective = SFT(SFTConfig())
-            _run_stream(session, f"train {name} model", ranks, stream, objective, _one_phase(phase))
+            run_stream(session, f"train {name} model", ranks, stream, objective, _one_phase(phase))
             ray.get(ranks.call("save", str(folder / name)))
         examples = _judge_examples(session, recipe.judge, folder, store)
         _train_judge(session, recipe.judge, ranks, folder, store, examples[0], base.betas)
@@ -206,7 +207,7 @@ def _one_phase(phase: Phase) -> Optimisation:
     )
 
 
-def _run_stream(
+def run_stream(
     session: Session,
     title: str,
     ranks: TrainGroup,
@@ -214,6 +215,7 @@ def _run_stream(
     objective: Any,
     optimisation: Optimisation,
 ) -> None:
+    """Take all of a schedule's steps on the stream's minibatches, with progress."""
     ray.get(ranks.call("open_stream", stream))
     steps = optimisation.total_steps or 0
     with session.console.stage(title, total=steps) as bar:
@@ -285,7 +287,7 @@ def _train_judge(
         total_steps=recipe.steps,
     )
     objective = CritiqueRewardObjective()
-    _run_stream(session, "train judge", ranks, stream, objective, optimisation)
+    run_stream(session, "train judge", ranks, stream, objective, optimisation)
     settings = {
         "request": recipe.request,
         "max_critique_tokens": recipe.max_critique_tokens,
@@ -297,31 +299,11 @@ def pair_accuracy(
     session: Session, request: str, examples: Sequence[PreferenceExample]
 ) -> dict[str, float]:
     """Share of held-out pairs ordered rightly, by where the critique comes from."""
-    from rewards.base import JudgeItem
-    from trainers.data.records import Rollout
-
-    def item(sample: Sample, text: str) -> JudgeItem:
-        return JudgeItem(
-            sample=sample,
-            rollout=Rollout(
-                id=f"{sample.id}/{text}",
-                sample_id=sample.id,
-                text=text,
-                token_ids=(),
-                logprobs=(),
-                policy_version=0,
-                seed=0,
-                temperature=0.0,
-                finish_reason="stop",
-                prompt_tokens=0,
-            ),
-        )
-
     judge = session.actor("judge")
     sides = [(e.chosen, e.chosen_critique) for e in examples]
     sides += [(e.rejected, e.rejected_critique) for e in examples]
     samples = [e.sample for e in examples] * 2
-    items = [item(sample, text) for sample, (text, _) in zip(samples, sides, strict=True)]
+    items = [known_item(sample, text) for sample, (text, _) in zip(samples, sides, strict=True)]
     judged = ray.get(judge.judge.remote(items))
 
     def rows(given: bool) -> list[Row]:

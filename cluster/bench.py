@@ -24,12 +24,12 @@ from actors.modules import load_reward_module
 from actors.reference import ReferenceActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
-from cluster.config import METHODS
 from cluster.planner.architectures import Architecture, load_architecture
 from cluster.planner.copy_plan import CopyPlanner
 from cluster.planner.settings import Settings
 from trainers.batch import Batch, Group, collate, encode_row
 from trainers.comparison import write_atomic
+from trainers.config import METHODS
 from trainers.data.drawn_model import build_model, build_processor, save_pretrained_folder
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing

@@ -22,7 +22,7 @@ TOLERANCE = 0.05
 def run(arguments: argparse.Namespace) -> int:
     """`quartet bench memory`. Returns 1 if a peak left the baseline."""
     from cluster.bench import REGIMES, SIZES, Load, as_json, bench_memory, write
-    from cluster.config import METHODS
+    from trainers.config import METHODS
 
     for name in arguments.models:
         if name not in SIZES and not (Path(name) / "config.json").is_file():

@@ -67,6 +67,15 @@ examples of each: examples/recipes
 """
 
 
+REWARD = """
+quartet reward train pairs.jsonl --model VLM --output MODEL    settings: --epochs 1 --request TEXT
+quartet reward score answers.jsonl --judge MODEL --output scores.jsonl
+quartet reward bench bench.jsonl --judge MODEL                 ACC and ACC+ (MM-RLHF-RewardBench)
+columns: id, prompt, image, chosen, rejected, chosen_reason, rejected_reason, is_tie;
+score reads response, completion, chosen and rejected
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; no heavy import."""
     parser = argparse.ArgumentParser(
@@ -105,7 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--data", help="JSONL, JSON or parquet in a known format (default: drawn world)"
     )
-    train.add_argument("--judge", help="critique model's folder, module:function, or random")
+    train.add_argument(
+        "--judge",
+        help="critique model's folder, module:function, or random; others by --judge.name claims "
+        "and so on (docs/judges.md)",
+    )
 
     replay = verb("replay", "train from a run's recorded rollouts, without generating", OVERRIDES)
     replay.add_argument("run", help="folder of a run (or of one arm of a comparison)")
@@ -127,6 +140,18 @@ def build_parser() -> argparse.ArgumentParser:
         "eval", "a model on the drawn world or on a benchmark's files", eval_options.EPILOG
     )
     eval_options.add_options(evaluate)
+
+    reward = verb("reward", "train, use and measure a critique reward model", REWARD)
+    reward.add_argument("what", choices=("train", "score", "bench"))
+    reward.add_argument("file", help="JSON lines; train and bench: MM-RLHF's columns")
+    reward.add_argument("--model", help="train: VLM folder to start from")
+    reward.add_argument("--output", help="train: new folder; score: JSON lines to write")
+    reward.add_argument("--config", help="train: YAML with any of the settings")
+    reward.add_argument(
+        "--judge", help="score, bench: as for train, or '{name: ..., ...}'; docs/judges.md"
+    )
+    reward.add_argument("--max-model-len", type=_count, default=384)
+    reward.add_argument("--json", action="store_true", help="bench: print JSON only")
 
     plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
     add_options(plan, METHOD_NAMES)
@@ -209,14 +234,15 @@ def _count(text: str) -> int:
 
 
 def _settings(defaults: dict[str, Any], config: str | None, extra: list[str]) -> dict[str, Any]:
-    from cluster.config import apply_overrides, merge, read_yaml
+    from cluster.config_text import apply_overrides, merge, read_yaml
 
     return apply_overrides(merge(defaults, read_yaml(config) if config else {}), extra)
 
 
 def _compare(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.arms import DEFAULT_ARMS
-    from cluster.config import QUICK, CompareConfig, validate
+    from cluster.config import QUICK, CompareConfig
+    from cluster.config_text import validate
 
     defaults = {"arms": DEFAULT_ARMS, **(QUICK if arguments.quick else {})}
     values = _settings(defaults, arguments.config, extra)
@@ -227,7 +253,8 @@ def _compare(arguments: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
-    from cluster.config import RunConfig, set_key, validate
+    from cluster.config import RunConfig
+    from cluster.config_text import set_key, validate
 
     values = _settings({}, arguments.config, extra)
     method = values.get("method") or {}
@@ -250,7 +277,8 @@ def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _synthesize(arguments: argparse.Namespace, extra: list[str]) -> int:
-    from cluster.config import RunConfig, set_key, validate
+    from cluster.config import RunConfig
+    from cluster.config_text import set_key, validate
 
     values = _settings({"method": {"name": "dpo"}}, arguments.config, extra)
     for key, value in (
@@ -274,7 +302,8 @@ def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
-    from cluster.config import RunConfig, set_key, validate
+    from cluster.config import RunConfig
+    from cluster.config_text import set_key, validate
 
     request = eval_options.request(arguments)
     values = _settings({}, None, extra)
@@ -307,6 +336,32 @@ def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
     return run(arguments)
 
 
+def _reward(arguments: argparse.Namespace, extra: list[str]) -> int:
+    needed = {"train": ("model", "output"), "score": ("judge", "output"), "bench": ("judge",)}
+    for name in needed[arguments.what]:
+        if getattr(arguments, name) is None:
+            raise UserError(f"reward {arguments.what}: --{name} is missing")
+    if arguments.what != "train" and (extra or arguments.config):
+        given = extra[0] if extra else "--config"
+        raise UserError(f"reward {arguments.what}: {given} is a setting of reward train")
+    file = Path(arguments.file)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    from cluster import reward
+
+    if arguments.what == "score":
+        target = Path(arguments.output)
+        return reward.score(file, arguments.judge, target, arguments.max_model_len)
+    if arguments.what == "bench":
+        return reward.bench(file, arguments.judge, arguments.max_model_len, as_json=arguments.json)
+    from cluster.config_text import validate
+    from cluster.reward_config import RewardTrainConfig
+
+    values = _settings({}, arguments.config, extra)
+    config = validate(RewardTrainConfig, values, arguments.config or "reward train")
+    return reward.train(file, arguments.model, Path(arguments.output), config)
+
+
 def _data(arguments: argparse.Namespace, _: list[str]) -> int:
     from cluster.data_verbs import run
 
@@ -334,6 +389,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "eval": _eval,
     "plan": _plan,
     "bench": _bench,
+    "reward": _reward,
     "data": _data,
     "report": _report,
     "doctor": _doctor,
@@ -343,6 +399,15 @@ CONFIGURABLE = {
     "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base"),
     "train": (*HELP, "--config", "--model", "--data", "--judge"),
     "replay": (*HELP, "--method", "--judge"),
+    "reward": (
+        *HELP,
+        "--model",
+        "--output",
+        "--config",
+        "--judge",
+        "--max-model-len",
+        "--json",
+    ),
     "eval": (*HELP, *eval_options.OWN),
     "synthesize": (*HELP, "--config", "--model", "--data", "--judge"),
 }

@@ -15,10 +15,11 @@ from typing import Any
 import ray
 
 from actors.engine import EngineSpec
-from cluster import base_model, judges
+from cluster import base_model, judge_check, judges
 from cluster.arm import Arm
 from cluster.base_model import BuiltinModels, WorldRecipe
-from cluster.config import CompareConfig, RunConfig, to_yaml
+from cluster.config import CompareConfig, RunConfig
+from cluster.config_text import to_yaml
 from cluster.console import Console
 from cluster.driver import run_arm, sync
 from cluster.failures import RunStoppedError, reported, surfaced
@@ -73,7 +74,7 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
     arms = {name: config.arm(name) for name in config.arms}
     for arm in arms.values():
         if arm.judge is not None:
-            judges.check_judge(arm.judge)
+            judges.check_judge(arm.judge, sleep=arm.rollout.sleep)
     folder = run_folder(config.output, config.name or "compare")
     with (
         Console(folder / "run.log") as console,
@@ -179,8 +180,8 @@ def evaluate_start(run: CompareRun) -> None:
     config = RunConfig.model_validate({**run.config.shared(), "method": {"name": "sft"}})
     with console.stage("start engines"):
         set_engine(run, config)
-        set_judge(run, config)
-    arm = make_arm(run, "honest", config)
+        arm = make_arm(run, "honest", config)
+        set_judge(run, arm)
     with console.stage("evaluate base model"), awake(session, arm, "rollout"):
         metrics, run.captions["base"] = run.held_out.full(session)
         run.comparison.base = Evaluated(metrics=dict(metrics))
@@ -207,7 +208,7 @@ def run_one(run: CompareRun, name: str) -> None:
         with surfaced(), console.stage(name):
             set_engine(run, arm.config)
             if arm.config.negatives.needs_judge:
-                set_judge(run, arm.config)
+                set_judge(run, arm)
             load_writer(session, arm)
             run_arm(session, arm, source, lambda: run.held_out.quick(session, arm.method.ask))
             with arm.clock.phase("evaluate"), awake(session, arm, "rollout"):
@@ -231,7 +232,7 @@ def make_arm(run: CompareRun, name: str, config: RunConfig) -> Arm:
         method=make_method(config.method),
         config=config,
         model_dir=base,
-        critic_dir=judges.critic_folder(config.judge or str(run.models.judge), base),
+        critic_dir=judges.critic_folder(judges.resolve(config.judge, run.models), base),
         folder=run.folder / name,
         image_root=str(run.store.root),
         clock=Clock(),
@@ -256,12 +257,16 @@ def set_engine(run: CompareRun, config: RunConfig) -> None:
         run.engine = spec
 
 
-def set_judge(run: CompareRun, config: RunConfig) -> None:
-    """The judge stays loaded between arms that want it alike."""
-    wanted = (config.judge, engine_spec(run.models.judge, run.store, config))
+def set_judge(run: CompareRun, arm: Arm) -> None:
+    """The judge stays loaded, and checked, between arms that want it alike."""
+    config = arm.config
+    judge = judges.resolve(config.judge, run.models)
+    wanted = (judge, config.judge_check, engine_spec(run.models.judge, run.store, config))
     if wanted != run.judge:
-        reference = config.judge or str(run.models.judge)
-        judges.load_judge(run.session, reference, run.store, config)
+        judges.load_judge(run.session, judge, run.store, config)
+        found = judge_check.check(run.session, arm, run.store, None)
+        if config.judge is None:
+            run.comparison.judge |= found
         run.judge = wanted
     run.session.wake("judge")  # an arm whose copies took turns leaves it in host memory
 

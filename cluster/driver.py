@@ -20,7 +20,7 @@ from cluster.ledger import Ledger
 from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
 from cluster.session import Session
 from cluster.writer import writer_folder
-from rewards.base import JudgeItem, Judgement, scored
+from rewards.base import JudgeItem, Judgement, component_means, scored
 from trainers.batch import Row
 from trainers.comparison import CurvePoint, PhaseSpan
 from trainers.data.record_file import RecordWriter
@@ -380,6 +380,7 @@ def report_round(
     """One line on the terminal, one line in metrics.jsonl, one point of the curve."""
     by_judge = [item for item in judged if item.judge != BY_SOURCE]
     scores = np.array([item.score for item in by_judge if item.score is not None])
+    metrics = metrics | component_means(judged)
     point = CurvePoint(
         round=number,
         score=float(scores.mean()) if len(scores) else None,

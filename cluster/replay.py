@@ -8,7 +8,8 @@ from typing import Any
 
 from cluster import judges
 from cluster.base_model import WorldRecipe
-from cluster.config import CompareConfig, RunConfig, merge, read_yaml, validate
+from cluster.config import CompareConfig, RunConfig
+from cluster.config_text import merge, read_yaml, validate
 from cluster.driver import ask_judge, run_arm, sync
 from cluster.heldout import HeldOut
 from cluster.run import (
@@ -48,7 +49,7 @@ def replay(folder: Path, method: str, judge: str | None, overrides: Mapping[str,
         rejudge: Rejudge | None = None
         if judge is not None:
             with console.stage("start judge"):
-                name = judges.load_judge(session, judge, store, config)
+                name = judges.load_judge(session, config.judge or judge, store, config)
             rejudge = (name, lambda items: ask_judge(session, run.arm, items))
         source = RecordedRollouts(
             folder,
@@ -86,7 +87,7 @@ def replay_config(
     values = recorded.model_dump()
     if recorded.method.name != method:
         values["method"] = {"name": method}
-    values |= {"name": "", "judge": judge if judge is not None else recorded.judge}
+    values |= {"name": "", "judge": judge if judge is not None else values["judge"]}
     # A replay has no engine between its rounds, so nothing can be said of them.
     values["eval"]["keep_best"] = None
     merged = merge(values, overrides)

@@ -132,6 +132,7 @@ def measure_memory(session: Session, arm: Arm) -> dict[str, dict[str, int]]:
         sizes["reference"] = ray.get(session.actor("reference").memory.remote())
     if "reward" in judge:
         sizes["reward" if "reward" in frozen else "judge"] = judge["reward"]
+    if "judge_engine" in judge:
         sizes["judge_engine"] = judge["judge_engine"]
     if session.has("writer"):
         sizes["writer"] = ray.get(session.actor("writer").memory.remote())

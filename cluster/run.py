@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from actors.engine import EngineSpec
-from cluster import base_model, judges
+from cluster import base_model, judge_check, judges
 from cluster.arm import Arm
 from cluster.base_model import WorldRecipe
 from cluster.compare import describe_environment, engine_spec, run_folder
-from cluster.config import RunConfig, to_yaml
+from cluster.config import RunConfig
+from cluster.config_text import to_yaml
 from cluster.console import Console
 from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
@@ -25,10 +26,12 @@ from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
 from cluster.writer import load_writer, writer_folder
+from rewards.config import AnyJudge
 from trainers.comparison import Comparison, Evaluated, load, save
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing, check_model_folder
+from trainers.data.records import Sample
 from trainers.gallery import Gallery, gallery_item, load_gallery
 from trainers.registry import make_method
 from trainers.report import write_report
@@ -45,11 +48,13 @@ class Run:
     folder: Path
     store: ImageStore
     arm: Arm
-    judge: str
-    """Resolved: a folder, `module:function` or `random`."""
+    judge: AnyJudge | None
+    """None where no answer is judged."""
+    """Its settings, with the folders of built-in models filled in."""
     held_out: HeldOut | None = None
     captions: dict[str, list[str]] = field(default_factory=dict)
     base_metrics: dict[str, float] = field(default_factory=dict)
+    judge_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train(config: RunConfig) -> int:
@@ -91,12 +96,21 @@ def train(config: RunConfig) -> int:
             with console.stage("start engines"):
                 session.load_rollout(rollout_spec(run, data))
                 load_writer(session, run.arm)
-                if config.negatives.needs_judge:
+                if run.judge is not None:
                     judges.load_judge(session, run.judge, store, config)
-            return finish(run, lambda: _online(run, prompts))
+            known = _samples(data) if data is not None else None
+            return finish(run, lambda: _online(run, prompts, known))
 
 
-def _online(run: Run, prompts: PromptSource) -> None:
+def _samples(data: DataFile) -> Iterator[Sample]:
+    """The file's samples, each read when it is asked for."""
+    for index in range(len(data.index)):
+        yield from (item for item in data.index.take([index]) if isinstance(item, Sample))
+
+
+def _online(run: Run, prompts: PromptSource, samples: Iterable[Sample] | None) -> None:
+    if run.judge is not None:
+        run.judge_metrics = judge_check.check(run.session, run.arm, run.store, samples)
     evaluate: EvaluateRound | None = None
     if (held_out := run.held_out) is not None:
         measure(run, "base")
@@ -117,7 +131,7 @@ def check_inputs(config: RunConfig) -> None:
                 f"most {longest} tokens"
             )
     if config.judge is not None:
-        judges.check_judge(config.judge)
+        judges.check_judge(config.judge, sleep=config.rollout.sleep)
     writer_folder(config)
     by_rules = "injected" in config.negatives.rejected and config.negatives.injector is None
     if by_rules and config.data.path is not None:
@@ -137,6 +151,8 @@ def check_inputs(config: RunConfig) -> None:
             "judge: the built-in judge only knows the drawn world; with data of your own give "
             "--judge, a critique model's folder or module:function"
         )
+    if config.judge is not None and (reason := judges.needs_drawn_world(config.judge)):
+        raise UserError(f"{reason}; with data of your own give a model's folder")
     if not Path(config.data.path).is_file():
         raise UserError(f"data.path: {config.data.path}: no such file")
     if config.data.image_root is not None and not Path(config.data.image_root).is_dir():
@@ -171,12 +187,12 @@ def prepare(
     (folder / "config.yaml").write_text(to_yaml(config))
     environment = describe_environment(session)
     (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
-    model_dir = config.model
-    judge = config.judge if config.negatives.needs_judge else "none"
-    if model_dir is None or judge is None:
+    model_dir, built, judged = config.model, None, config.negatives.needs_judge
+    if model_dir is None or (judged and judges.needs_builtin(config.judge)):
         built = base_model.ensure(session, recipe or WorldRecipe())
-        model_dir, judge = model_dir or str(built.base), judge or str(built.judge)
-    critic_dir = judges.critic_folder(judge, model_dir)
+        model_dir = model_dir or str(built.base)
+    judge = judges.resolve(config.judge, built) if judged else None
+    critic_dir = judges.critic_folder(judge, model_dir) if judge else model_dir
     method = make_method(config.method)
     arm = Arm(
         name=config.method.name,
@@ -236,6 +252,7 @@ def finish(run: Run, work: Callable[[], None]) -> int:
             environment=json.loads((run.folder / "env.json").read_text()),
             base=Evaluated(metrics=dict(run.base_metrics)),
             methods={arm.name: arm.result},
+            judge=dict(run.judge_metrics),
             seconds_total=time.perf_counter() - begun,
         )
         write_results(run, comparison)

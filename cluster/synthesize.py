@@ -49,6 +49,7 @@ def synthesize(config: RunConfig, out: Path) -> int:
                 )
             with console.stage("start engines"):
                 session.load_rollout(rollout_spec(run, data))
+                assert run.judge is not None
                 judges.load_judge(session, run.judge, store, config)
             with console.stage("answer and judge"):
                 samples, judged = OnlineRollouts(session, run.arm, prompts).collect(1)

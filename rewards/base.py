@@ -18,6 +18,23 @@ class JudgeItem:
     rollout: Rollout
 
 
+def known_item(sample: Sample, text: str) -> JudgeItem:
+    """A text that no policy sampled, as something to judge: no tokens, complete."""
+    rollout = Rollout(
+        id=f"{sample.id}/{text}",
+        sample_id=sample.id,
+        text=text,
+        token_ids=(),
+        logprobs=(),
+        policy_version=0,
+        seed=0,
+        temperature=0.0,
+        finish_reason="stop",
+        prompt_tokens=0,
+    )
+    return JudgeItem(sample=sample, rollout=rollout)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """Exactly one of `score` (finite) and `failure` is set."""
@@ -57,3 +74,13 @@ def scored(
             )
         )
     return results
+
+
+def component_means(judged: Sequence[ScoredRollout]) -> dict[str, float]:
+    """`judge/NAME`: the mean of each component over the rollouts that have it and a score."""
+    values: dict[str, list[float]] = {}
+    for item in judged:
+        if item.score is not None:
+            for name, value in item.components.items():
+                values.setdefault(f"judge/{name}", []).append(value)
+    return {name: sum(given) / len(given) for name, given in values.items()}

@@ -51,8 +51,9 @@ class FunctionJudge:
     """Calls `function(prompt=str, response=str, images=[PIL], sample=Sample)`.
 
     It returns a number, or a mapping with `score` and, for nSFT, `critique` (text) and `findings`:
-    mappings with `claim`, `verdict` (ok, bad, missing, absent) and, if known, `kind` and
-    `correction`. What it raises, and a score that is not finite, is that item's failure.
+    mappings with `claim`, `verdict` (ok, bad, missing, absent) and, if known, `kind`,
+    `correction`, `span` (start and end, characters of the response) and `severity`. What it raises,
+    and a score that is not finite, is that item's failure.
     """
 
     def __init__(self, reference: str, image_root: str):
@@ -85,7 +86,8 @@ def _judgement(value: Any) -> Judgement:
         return Judgement(score=float(value))
     findings = []
     for given in value.get("findings") or ():
-        finding = Finding(**given)
+        span = given.get("span")
+        finding = Finding(**(given | {"span": None if span is None else tuple(span)}))
         for name, allowed in (("verdict", Verdict), ("kind", FindingKind)):
             if getattr(finding, name) not in get_args(allowed):
                 raise ValueError(

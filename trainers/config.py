@@ -6,7 +6,7 @@ Defaults are tuned for the built-in task on a CPU (a 1 M parameter model trained
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -93,6 +93,9 @@ class PPOConfig(OptimisationConfig):
     score_clip: float = Field(default=5.0, gt=0)
     """Standardised scores are clipped to plus or minus this."""
     missing_eos_penalty: float = Field(default=-1.0, le=0)
+    dense_coef: float = Field(default=0.0, ge=0)
+    """Taken off at the last token of what a critique calls bad, times the finding's severity, in
+    units of the standardised score."""
     log_ratio_clamp: float = Field(default=10.0, gt=0)
 
 
@@ -292,3 +295,8 @@ MethodConfig = (
     | POVIDConfig
     | SAPOConfig
 )
+
+METHODS: dict[str, type[MethodConfig]] = {
+    config.model_fields["name"].default: config for config in get_args(MethodConfig)
+}
+"""Name -> the settings of a method."""

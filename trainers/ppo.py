@@ -7,7 +7,8 @@ How it departs from textbook PPO (Schulman et al., arXiv 1707.06347), following 
    judge's score at the last response token, EOS included.
 2. The score is standardised by the mean and spread of the first round, so that its scale does not
    depend on the judge; it is never normalised per minibatch.
-3. A response cut off by the length limit gets `missing_eos_penalty` added to its score.
+3. A response cut off by the length limit gets `missing_eos_penalty` added to its score. With
+   `dense_coef`, what a critique calls bad is also punished where it stands (`trainers.dense`).
 4. Advantages by GAE over response tokens only, whitened over the whole round after the returns
    are taken.
 5. `old_logprobs` are recomputed by the trainer for the sampled tokens; the engine's own are only
@@ -30,6 +31,7 @@ from trainers.advantages import explained_variance, gae, token_rewards, whiten
 from trainers.batch import Batch, Group, Row, unpad
 from trainers.config import PPOConfig
 from trainers.data.records import Sample, ScoredRollout
+from trainers.dense import dense_rewards
 from trainers.losses import Metrics, ppo_policy_loss, value_loss
 from trainers.method import Method, Optimisation, Outputs, Selection, Signal
 from trainers.roles import Copy, Role
@@ -64,6 +66,7 @@ class PPO(Method):
         kept = [item for item in scored if item.score is not None]
         scores = self.scale.standardise([item.score for item in kept if item.score is not None])
         groups: list[Group] = []
+        unplaced = 0
         for item, score in zip(kept, scores, strict=True):
             cut = item.rollout.finish_reason != "stop"
             penalty = self.config.missing_eos_penalty if cut else 0.0
@@ -73,8 +76,19 @@ class PPO(Method):
                 item.rollout.id,
                 score=score + penalty,
             )
+            if self.config.dense_coef:
+                row.tokens["dense"], missed = dense_rewards(
+                    item.critique.findings if item.critique else (),
+                    item.rollout.token_ends,
+                    len(item.rollout.token_ids),
+                    self.config.dense_coef,
+                )
+                unplaced += missed
             groups.append((row,))
         stats = {"rows": float(len(groups))}
+        if self.config.dense_coef:
+            stats["dense/reward"] = float(sum(row.tokens["dense"].sum() for (row,) in groups))
+            stats["dense/unplaced"] = float(unplaced)
         return Selection(groups, stats, why_empty="no response has a score")
 
     def prepare(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -88,6 +102,8 @@ class PPO(Method):
         rewards_BR = token_rewards(
             score_B, old_BR, ref_BR, mask_BR, self.config.kl_coef, self.config.log_ratio_clamp
         )
+        if self.config.dense_coef:
+            rewards_BR += _pad([row.tokens["dense"] for row in rows])
         advantages_BR, returns_BR = gae(
             rewards_BR, values_BR, mask_BR, self.config.gamma, self.config.gae_lambda
         )

@@ -10,12 +10,13 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config import COMPARED, METHODS
+from cluster.config import COMPARED
 from cluster.planner.architectures import Architecture, load_architecture
 from cluster.planner.gpus import Gpu, find_gpu
 from cluster.planner.options import settings_of
 from cluster.planner.plan import MethodPlan, Planner, total
 from cluster.planner.settings import Settings
+from trainers.config import METHODS
 from trainers.data.errors import UserError
 from trainers.ledger import KINDS
 from trainers.method import Method

@@ -6,7 +6,9 @@ import pytest
 
 from cluster.arms import CATALOGUE, DEFAULT_ARMS, expand_arms
 from cluster.cli import _settings
-from cluster.config import METHODS, CompareConfig, validate
+from cluster.config import METHODS, CompareConfig
+from cluster.config_text import validate
+from rewards.config import RandomConfig
 from trainers.config import DPOConfig, PPOConfig, SFTConfig
 from trainers.data.errors import UserError
 
@@ -73,7 +75,11 @@ def test_an_arm_has_the_shared_settings_but_for_its_own():
         "random",
     )
     sft, dpo = given.arm("sft"), given.arm("dpo")
-    assert (sft.train.micro_batch_size, sft.train.logprob_chunk, sft.judge) == (4, 64, "random")
+    assert (sft.train.micro_batch_size, sft.train.logprob_chunk, sft.judge) == (
+        4,
+        64,
+        RandomConfig(),
+    )
     assert (dpo.train.micro_batch_size, dpo.train.logprob_chunk, dpo.judge) == (64, 64, None)
     assert sft.method == SFTConfig()
 
@@ -108,6 +114,6 @@ def test_what_cannot_be_an_arm(arms, text):
 
 
 def test_what_a_known_name_stands_for_may_be_repeated():
-    random = {"method": {"name": "dpo", "beta": 0.2}, "judge": "random"}
+    random = {**CATALOGUE["random"], "method": {"name": "dpo", "beta": 0.2}}
     assert expand_arms({"random": random}) == {"random": random}
-    assert CATALOGUE["random"] == {"method": {"name": "dpo"}, "judge": "random"}
+    assert CATALOGUE["random"]["method"] == {"name": "dpo"}

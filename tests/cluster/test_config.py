@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import (
-    QUICK,
-    CompareConfig,
-    RunConfig,
-    apply_overrides,
-    read_yaml,
-    to_yaml,
-    validate,
-)
+from cluster.config import QUICK, CompareConfig, RunConfig
+from cluster.config_text import apply_overrides, read_yaml, to_yaml, validate
+from rewards.config import RandomConfig
 from trainers.config import DPOConfig, NSFTConfig, PPOConfig
 from trainers.data.errors import UserError
 
@@ -147,7 +141,9 @@ def test_an_empty_file_changes_nothing(tmp_path):
 def test_the_random_arm_is_dpo_by_chance():
     config = CompareConfig(seed=3)
     arm = config.arm("random")
-    assert arm.judge == "random" and arm.method == DPOConfig() and arm.seed == 3
+    assert arm.judge == RandomConfig() and arm.method == DPOConfig() and arm.seed == 3
+    assert arm.judge_check.min_accuracy == 0  # a control is exempt, by its settings
+    assert config.arm("dpo").judge_check.min_accuracy == 0.7
     assert config.arm("nsft").judge is None and config.arm("nsft").method == NSFTConfig()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import METHODS, CompareConfig, RunConfig, read_yaml, validate
+from cluster.config import METHODS, CompareConfig, RunConfig
+from cluster.config_text import read_yaml, validate
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.best import HIGHER_IS_BETTER, BestRound
-from cluster.config import EvalConfig, RunConfig, validate
+from cluster.config import EvalConfig, RunConfig
+from cluster.config_text import validate
 from cluster.heldout import HeldOut
 from cluster.replay import replay_config
 from trainers.data.errors import UserError

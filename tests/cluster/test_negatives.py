@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import RunConfig, validate
+from cluster.config import RunConfig
+from cluster.config_text import validate
 from cluster.negatives import _side, best_of_each
 from cluster.run import check_inputs
 from cluster.sources import DrawnPrompts, annotated

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import RunConfig, merge, read_yaml, validate
+from cluster.config import RunConfig
+from cluster.config_text import merge, read_yaml, validate
 from trainers.data.record_file import read_records
 from trainers.data.records import BY_SOURCE, Correction, ScoredRollout
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import METHODS, RunConfig, merge, read_yaml, validate
+from cluster.config import METHODS, RunConfig
+from cluster.config_text import merge, read_yaml, validate
 
 pytestmark = [
     pytest.mark.slow,

@@ -73,7 +73,7 @@ class Sample:
     kind: str = ""
     """Free label for breakdowns; the drawn world uses `describe`, `question`, `exists`."""
     truth: dict[str, Any] | None = None
-    """Ground truth for evaluation and rule judges; never shown to a model."""
+    """Ground truth for evaluation and judges; never shown to the policy."""
     chosen: str | None = None
     rejected: str | None = None
     candidates: tuple[Candidate, ...] = field(default=(), metadata=LATER)
@@ -106,6 +106,8 @@ class Rollout:
     prompt_tokens: int
     """Prompt length after image expansion, as the engine counted it."""
     source: Source = field(default="policy", metadata=LATER)
+    token_ends: tuple[int, ...] = field(default=(), metadata=LATER)
+    """Characters of `text` that are there after each token; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,14 @@ class Finding:
     kind: FindingKind = "existence"
     correction: str | None = None
     """What would have been right, where the critique says so."""
+    span: tuple[int, int] | None = field(default=None, metadata=LATER)
+    """Where in the response the claim stands: characters from start up to, not including, end."""
+    severity: float = field(default=1.0, metadata=LATER)
+    """How much a bad claim counts; used where findings become numbers (PPO's `dense_coef`)."""
+
+    def __post_init__(self) -> None:
+        if self.span is not None and not (len(self.span) == 2 and 0 <= self.span[0] < self.span[1]):
+            raise ValueError(f"finding {self.claim!r}: span {self.span!r} is not start < end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from cluster.cli import build_parser, main
-from cluster.config import METHODS as CONFIGS
 from cluster.planner.architectures import load_architecture
 from cluster.planner.copies import copy_tensors
 from cluster.planner.gpus import find_gpu
 from cluster.planner.options import settings_of
 from cluster.planner.plan import Planner, total
 from cluster.planner.settings import Settings
+from trainers.config import METHODS as CONFIGS
 from trainers.registry import make_method
 
 METHODS = {name: make_method(config()) for name, config in CONFIGS.items()}

@@ -344,3 +344,29 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be written"):
         RecordWriter(tmp_path / "file" / "r.msgpack")
+
+
+def test_records_from_before_a_field_existed_are_read_with_its_default():
+    finding = {"claim": "dog", "verdict": "bad", "kind": "existence", "correction": None}
+    rollout = {
+        "id": "r", "sample_id": "s", "text": "a dog", "token_ids": [1], "logprobs": [-1.0],
+        "policy_version": 0, "seed": 0, "temperature": 1.0, "finish_reason": "stop",
+        "prompt_tokens": 3,
+    }  # fmt: skip
+    old = {
+        "type": "ScoredRollout",
+        "rollout": rollout,
+        "judge": "j",
+        "score": 1.0,
+        "failure": None,
+        "critique": {"text": "", "findings": [finding]},
+        "components": {},
+    }
+    record = from_wire(old)
+    assert isinstance(record, ScoredRollout) and record.rollout.token_ends == ()
+    (read,) = record.critique.findings
+    assert read.span is None and read.severity == 1.0
+    assert from_wire(to_wire(record)) == record
+    finding["span"] = [5, 2]
+    with pytest.raises(UserError, match="is not start < end"):
+        from_wire(old)
