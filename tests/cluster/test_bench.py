@@ -61,7 +61,7 @@ def test_a_changed_peak_is_named():
     ("arguments", "message"),
     [
         (["--models", "nothing"], "neither drawn, drawn-wide nor a model folder"),
-        (["--methods", "grpo"], "--methods grpo: unknown"),
+        (["--methods", "trpo"], "--methods trpo: unknown"),
         (["--regimes", "half"], "--regimes half: unknown; regimes: full, lora, offload"),
         (["--baseline", "nowhere.json"], "cannot be read"),
         (["--baseline", str(BASELINE), "--batch", "4"], "give the same"),

@@ -33,6 +33,8 @@ TWO = ["policy", "reference"]
         ("rejection", POLICY, ["rollout_engine", "judge"]),
         ("reward_weighted", POLICY, ["rollout_engine", "judge"]),
         ("steerlm", POLICY, ["rollout_engine", "judge"]),
+        ("povid", TWO, ["rollout_engine", "judge"]),
+        ("sapo", TWO, ["rollout_engine", "judge"]),
     ],
 )
 def test_copies(name, training, loop):
@@ -71,7 +73,8 @@ def test_failures_are_never_selected(name, samples, make_scored):
     ]
     by_id = {sample.id: sample for sample in samples}
     selection = make_method(CONFIGS[name]).select(scored, by_id, random.Random(0))
-    ids = {row.id.removesuffix("/correction") for group in selection.groups for row in group}
+    rows = [row for group in selection.groups for row in group]
+    ids = {row.id.removesuffix("/correction").removesuffix("/noised") for row in rows}
     assert ids
     assert all(id.endswith(("/1", "/2")) for id in ids)
 
