@@ -25,7 +25,7 @@ def load_extensions() -> None:
     """
     from deepspeed.comm.torch import build_shm_op
 
-    with own_builds():
+    with own_builds("quartet"):
         build_shm_op()
 
 
@@ -33,21 +33,24 @@ def load_disk_extension() -> None:
     """The same for what reads and writes optimiser states on a disk; compiles for minutes."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    with own_builds():
+    # Apart, so that nobody who does without has to wait for it.
+    with own_builds("quartet-disk"):
         AsyncIOBuilder().load()
 
 
 @contextmanager
-def own_builds() -> Iterator[None]:
-    """Inside, extensions are built and found in this environment's own folder, one at a time."""
+def own_builds(name: str) -> Iterator[None]:
+    """Inside, extensions are built and found in `name`, one process at a time; there, each
+    environment has a folder of its own.
+    """
     import deepspeed
     import torch
 
     previous = os.environ.get("TORCH_EXTENSIONS_DIR")
     # One folder per environment: sources at another place would be compiled again at every change.
     environment = f"{deepspeed.__file__} {deepspeed.__version__} {torch.__version__}"
-    name = hashlib.sha256(environment.encode()).hexdigest()[:12]
-    folder = Path(previous or "~/.cache/torch_extensions").expanduser() / "quartet" / name
+    key = hashlib.sha256(environment.encode()).hexdigest()[:12]
+    folder = Path(previous or "~/.cache/torch_extensions").expanduser() / name / key
     with build_folder(folder):
         # Only for the build: what else the process compiles keeps its place.
         os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
