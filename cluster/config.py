@@ -57,8 +57,9 @@ class TrainConfig(Settings):
     zero_stage: int = Field(default=0, ge=0, le=3)
     num_ranks: int = Field(default=1, ge=1)
     """DeepSpeed ranks per trained copy."""
-    micro_batch_size: int = Field(default=64, ge=2)
-    """Rows per forward; does not change the gradient."""
+    micro_batch_size: int = Field(default=16, ge=2)
+    """Rows per forward; does not change the gradient. As many as the smallest default step has, so
+    that the methods' peaks are of equal batches."""
     logprob_chunk: int = Field(default=512, ge=1)
     """Target tokens whose logits exist at once; does not change the result."""
     gradient_clip: float = Field(default=1.0, gt=0)
