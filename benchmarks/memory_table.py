@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.bench_table import static
+from cluster.bench_table import fits, static
 from cluster.planner.architectures import load_architecture
 from cluster.planner.gpus import find_gpu
 from cluster.planner.plan import MethodPlan, Planner
@@ -108,10 +108,10 @@ def measured() -> list[str]:
         "| model | regime | method | stay, MB | ratio | peak, MB | ratio | plan |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for cell in result["cells"]:
+    for cell in filter(fits, result["cells"]):
         same = [
             c
-            for c in result["cells"]
+            for c in filter(fits, result["cells"])
             if (c["model"], c["regime"]) == (cell["model"], cell["regime"])
         ]
         base = next(c for c in same if c["method"] == "nsft")

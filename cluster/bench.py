@@ -24,13 +24,13 @@ from actors.modules import load_reward_module
 from actors.reference import ReferenceActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
-from cluster.planner.architectures import Architecture, load_architecture
+from cluster.bench_models import BenchModel, find_model
+from cluster.bench_plan import Shortage, lacking, planned_bytes, total
+from cluster.bench_table import shortage
 from cluster.planner.copy_plan import CopyPlanner
-from cluster.planner.settings import Settings
-from trainers.batch import Batch, Group, collate, encode_row
+from trainers.batch import Group, collate, encode_row
 from trainers.comparison import write_atomic
 from trainers.config import METHODS
-from trainers.data.drawn_model import build_model, build_processor, save_pretrained_folder
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 from trainers.data.records import Critique, Finding, Rollout, Sample, ScoredRollout
@@ -57,6 +57,8 @@ class Load:
     """Rollouts, half of them good and half bad: rows of PPO, twice the pairs of the others."""
     sequence: int = 48
     """Tokens of a response."""
+    bf16: bool = False
+    """Weights and activations in bfloat16, with float32 masters; otherwise all in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ class Cell:
     @property
     def peak(self) -> int:
         """Device bytes of all copies, as if their peaks came at once."""
-        return _sum(self.measured)
+        return total(self.measured)
 
 
 def bench_memory(
@@ -87,64 +89,68 @@ def bench_memory(
     methods: Sequence[str],
     load: Load,
     regimes: Sequence[str] = tuple(REGIMES),
-) -> list[Cell]:
-    """A cell for every model, method and regime."""
-    cells: list[Cell] = []
+) -> list[Cell | Shortage]:
+    """A cell for every model, method and regime; a shortage where the plan does not fit, of which
+    nothing is built.
+    """
+    cells: list[Cell | Shortage] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quartet-bench-")))
-        connected = TrainActor()
-        connected.connect("127.0.0.1", connected.address()[1])
         for name in models:
-            model_dir = _model_folder(name, folder)
+            model = find_model(name, folder)
+            planner = CopyPlanner(model.architecture)
             for method in methods:
                 for regime in regimes:
-                    cells.append(_cell(name, model_dir, method, regime, load, folder))
-                    print(f"{name} {method} {regime}: {cells[-1].peak / 1e6:.1f} MB", flush=True)
+                    cell = _cell(model, planner, method, regime, load, folder)
+                    cells.append(cell)
+                    if isinstance(cell, Shortage):
+                        said = shortage(asdict(cell))
+                    else:
+                        said = f"{cell.peak / 1e6:.1f} MB"
+                    print(f"{name} {method} {regime}: {said}", flush=True)
     return cells
 
 
-def _model_folder(name: str, folder: Path) -> str:
-    """A folder with random weights for a built-in size, or the folder that was given."""
-    if name not in SIZES:
-        return name
-    path = folder / name
-    save_pretrained_folder(_widened(SIZES[name]), build_processor(), path)
-    return str(path)
-
-
-SIZES = {"drawn": 1, "drawn-wide": 3}
-"""Built-in models: the drawn world's LLaVA, and one three times as wide."""
-
-
-def _widened(factor: int) -> Any:
-    model = build_model(0)
-    if factor == 1:
-        return model
-    config = model.config
-    for part in (config.vision_config, config.text_config):
-        part.hidden_size *= factor
-        part.intermediate_size *= factor
-        if hasattr(part, "head_dim"):
-            part.head_dim = part.hidden_size // part.num_attention_heads
-    return type(model)(config)
-
-
 def _cell(
-    name: str, model_dir: str, method_name: str, regime: str, load: Load, folder: Path
-) -> Cell:
+    model: BenchModel,
+    planner: CopyPlanner,
+    method_name: str,
+    regime: str,
+    load: Load,
+    folder: Path,
+) -> Cell | Shortage:
     method = make_method(METHODS[method_name]())
     store = ImageStore(folder / "images")
     samples = {s.id: s for s in scene_samples(0, max(1, load.batch // 2), store.put_image)}
     spec = TrainSpec(
         role="policy",
-        model_dir=model_dir,
+        model_dir=str(model.folder),
         image_root=str(store.root),
         micro_batch_size=4 * load.batch,
+        bf16=load.bf16,
         **REGIMES[regime],
     )
-    processing = Processing(model_dir, store)
+    processing = Processing(model.folder, store)
     groups = _groups(method, samples, processing, load)
     rows = [row for group in groups for row in group]
+    batch = collate(rows, [encode_row(row, processing) for row in rows], processing)
+    banned = len(processing.banned_ids())
+    planned, planned_host = planned_bytes(planner, method, spec, batch, banned)
+    if short := lacking(planned, planned_host):
+        needed, free = short
+        return Shortage(
+            model=model.name,
+            method=method_name,
+            regime=regime,
+            planned=planned,
+            planned_host=planned_host,
+            needed=needed,
+            free=free,
+        )
+    if not torch.distributed.is_initialized():
+        connected = TrainActor()
+        connected.connect("127.0.0.1", connected.address()[1])
+    model.build(torch.bfloat16 if load.bf16 else torch.float32)
     measured: Copies = {}
     host: Copies = {}
     static: Copies = {}
@@ -173,12 +179,8 @@ def _cell(
         for role, copy in frozen.items():
             if role not in trained:
                 measured[role] = static[role] = copy.memory()
-    batch = collate(rows, [encode_row(row, processing) for row in rows], processing)
-    planned, planned_host = _planned(
-        load_architecture(model_dir), method, spec, batch, len(processing.banned_ids())
-    )
     return Cell(
-        model=name,
+        model=model.name,
         method=method_name,
         regime=regime,
         measured=measured,
@@ -278,65 +280,23 @@ def _groups(
     return method.select(scored, samples, rng).groups
 
 
-def _planned(
-    architecture: Architecture, method: Method, spec: TrainSpec, batch: Batch, banned: int
-) -> tuple[Copies, Copies]:
-    """What the planner says of the same copies and the same batch, on the device and on the host.
-
-    The bucket of a sharded backward comes and goes: measured, it is among the activations.
-    """
-    rows, length = batch.input_ids_BT.shape
-    response = int(batch.mask_BR.sum()) // rows
-    image = architecture.config.image_token_id
-    image_tokens = int((batch.input_ids_BT == image).sum()) // rows
-    settings = Settings(
-        zero_stage=spec.zero_stage,
-        bf16=spec.bf16,
-        lora_rank=spec.lora_rank,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        micro_batch_size=rows,
-        accumulate=False,
-        response_tokens=response,
-        text_tokens=length - response - image_tokens,
-        image_tokens=image_tokens,
-        num_banned=banned,
-        chunk_size=spec.chunk_size,
-        optimizer_device="device" if spec.offload_optimizer == "none" else "cpu",
-    )
-    planner = CopyPlanner(architecture)
-    device: Copies = {}
-    host: Copies = {}
-    for copy in method.copies:
-        if not copy.trained:
-            device[copy.role] = planner.frozen(copy.role, settings)
-            continue
-        own = planner.trained(copy.role, settings, 1)
-        device[copy.role] = dict(own.device)
-        for kind, size in planner.step(copy.role, settings, 1).items():
-            device[copy.role][kind] = device[copy.role].get(kind, 0) + size
-        if own.host:
-            host[copy.role] = own.host
-    return device, host
-
-
-def _sum(copies: Mapping[str, Mapping[str, int]]) -> int:
-    return sum(sum(kinds.values()) for kinds in copies.values())
-
-
-def as_json(cells: Sequence[Cell], load: Load) -> dict[str, Any]:
+def as_json(cells: Sequence[Cell | Shortage], load: Load) -> dict[str, Any]:
     """The result for programs, with device and versions."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed")},
         "load": asdict(load),
-        "cells": [
-            {**asdict(cell), "peak": cell.peak, "planned_peak": _sum(cell.planned)}
-            for cell in cells
-        ],
+        "cells": [_cell_as_json(cell) for cell in cells],
     }
 
 
-def write(cells: Sequence[Cell], load: Load, path: Path) -> None:
+def _cell_as_json(cell: Cell | Shortage) -> dict[str, Any]:
+    fits = isinstance(cell, Cell)
+    peak = {"peak": cell.peak} if isinstance(cell, Cell) else {}
+    return {**asdict(cell), "fits": fits, **peak, "planned_peak": total(cell.planned)}
+
+
+def write(cells: Sequence[Cell | Shortage], load: Load, path: Path) -> None:
     """Write the result as JSON."""
     write_atomic(path, json.dumps(as_json(cells, load), indent=2) + "\n")

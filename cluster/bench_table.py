@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,20 @@ TOLERANCE = 0.05
 
 def run(arguments: argparse.Namespace) -> int:
     """`quartet bench memory`. Returns 1 if a peak left the baseline."""
-    from cluster.bench import REGIMES, SIZES, Load, as_json, bench_memory, write
+    from cluster.bench import REGIMES, Load, as_json, bench_memory, write
+    from cluster.bench_models import check_name
     from trainers.config import METHODS
 
     for name in arguments.models:
-        if name not in SIZES and not (Path(name) / "config.json").is_file():
-            raise UserError(f"--models {name}: neither {', '.join(SIZES)} nor a model folder")
+        check_name(name)
     if unknown := [name for name in arguments.methods if name not in METHODS]:
         raise UserError(f"--methods {unknown[0]}: unknown; methods: {', '.join(METHODS)}")
     if unknown := [name for name in arguments.regimes or () if name not in REGIMES]:
         raise UserError(f"--regimes {unknown[0]}: unknown; regimes: {', '.join(REGIMES)}")
     regimes = arguments.regimes or tuple(REGIMES)
     baseline = _baseline(arguments.baseline) if arguments.baseline else None
-    load = Load(batch=arguments.batch, sequence=arguments.sequence)
-    if baseline and baseline["load"] != {"batch": load.batch, "sequence": load.sequence}:
+    load = Load(batch=arguments.batch, sequence=arguments.sequence, bf16=arguments.bf16)
+    if baseline and {"bf16": False, **baseline["load"]} != asdict(load):
         raise UserError(f"{arguments.baseline}: made with {baseline['load']}; give the same")
     cells = bench_memory(arguments.models, arguments.methods, load, regimes)
     result = as_json(cells, load)
@@ -62,11 +63,15 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         groups.setdefault((cell["model"], cell["regime"]), []).append(cell)
     shown = []
     for (model, regime), cells in groups.items():
-        base = next((c for c in cells if c["method"] == "nsft"), cells[0])
+        done = [cell for cell in cells if fits(cell)]
+        base = next((c for c in done if c["method"] == "nsft"), done[0] if done else None)
         table = Table(box=ASCII2, title=f"{model}, {regime}", title_justify="left")
         for title in COLUMNS:
             table.add_column(title, justify="left" if title == "method" else "right")
         for cell in cells:
+            if base is None or not fits(cell):
+                table.add_row(cell["method"], str(len(cell["planned"])), *["-"] * 7)
+                continue
             table.add_row(
                 cell["method"],
                 str(len(cell["measured"])),
@@ -78,8 +83,21 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 f"{cell['seconds_per_step']:.2f}",
                 f"{cell['tokens_per_second']:.0f}",
             )
+        shorts = [f"{c['method']} {shortage(c)}" for c in cells if not fits(c)]
+        table.caption, table.caption_justify = "\n".join(shorts) or None, "left"
         shown.append(table)
     return shown
+
+
+def fits(cell: Mapping[str, Any]) -> bool:
+    """Whether the cell was measured; older files have no cell that was not."""
+    return bool(cell.get("fits", True))
+
+
+def shortage(cell: Mapping[str, Any]) -> str:
+    """Why a cell was not measured."""
+    needed, free = cell["needed"] / 1e9, cell["free"] / 1e9
+    return f"does not fit: needs {needed:.1f} GB, {free:.1f} free (predicted)"
 
 
 def static(cell: Mapping[str, Any]) -> int:
@@ -91,12 +109,16 @@ def static(cell: Mapping[str, Any]) -> int:
 
 def differences(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
     """A line for each peak that is not within `TOLERANCE` of the baseline's, or is not in it."""
-    known = {(c["model"], c["method"], c["regime"]): c["peak"] for c in baseline["cells"]}
+    known = {
+        (c["model"], c["method"], c["regime"]): c["peak"] for c in baseline["cells"] if fits(c)
+    }
     lines = []
     for cell in result["cells"]:
         key = (cell["model"], cell["method"], cell["regime"])
         if key not in known:
             lines.append(f"{' '.join(key)}: not in the baseline; write it anew with --output")
+        elif not fits(cell):
+            lines.append(f"{' '.join(key)}: {shortage(cell)}")
         elif abs(cell["peak"] / known[key] - 1) > TOLERANCE:
             change = cell["peak"] / known[key] - 1
             lines.append(

@@ -159,7 +159,10 @@ def build_parser() -> argparse.ArgumentParser:
     bench = verb("bench", "what each method's training step really holds, next to the plan")
     bench.add_argument("what", choices=("memory",))
     bench.add_argument(
-        "--models", nargs="+", default=["drawn"], help="drawn, drawn-wide, or model folders"
+        "--models",
+        nargs="+",
+        default=["drawn"],
+        help="drawn, drawn-wide, presets of quartet plan (random weights), or model folders",
     )
     bench.add_argument("--methods", nargs="+", default=list(COMPARED))
     bench.add_argument("--regimes", nargs="+", help="full, lora, offload (default: all)")
@@ -167,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch", type=_count, default=16, help="rollouts: rows of PPO, twice the pairs (16)"
     )
     bench.add_argument("--sequence", type=_count, default=48, help="tokens of a response (48)")
+    bench.add_argument("--bf16", action="store_true", help="bfloat16 (default: float32)")
     bench.add_argument("--output", help="write the numbers as JSON here")
     bench.add_argument(
         "--baseline", help="JSON of an earlier run; a peak that is 5 %% off ends with exit code 1"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trainers.data.records import Turn
 
 SUPPORTED_MODEL_TYPES = ("llava",)
 """`model_type` of the families that are tested; others follow."""
+ENCODED_MODEL_TYPES = (*SUPPORTED_MODEL_TYPES, "smolvlm")
+"""`model_type` of the families whose rows are encoded; the rest of a run need not know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ class Processing:
     def __init__(self, model_dir: str | Path, store: ImageStore, *, cache_bytes: int = 2**28):
         from transformers import AutoProcessor
 
-        self.config = check_model_folder(model_dir)
-        self.processor: Any = AutoProcessor.from_pretrained(model_dir)
+        # A tokenizer needs no weights: what fits can be asked before there are any.
+        self.config = check_model_folder(model_dir, families=ENCODED_MODEL_TYPES, weights=False)
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(model_dir)
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{model_dir}: its processor cannot be loaded: {reason}") from None
         self.tokenizer: Any = self.processor.tokenizer
         if not getattr(self.processor, "chat_template", None):
             raise UserError(
@@ -61,7 +68,11 @@ class Processing:
         self.eos_id = int(self.tokenizer.eos_token_id)
         pad_id = self.tokenizer.pad_token_id
         self.pad_id = self.eos_id if pad_id is None else int(pad_id)
-        self.image_token_id = int(self.config["image_token_index"])
+        image_token: Any = self.config.get("image_token_index", self.config.get("image_token_id"))
+        self.image_token_id = int(image_token)
+        # What the family's processor asks of its image part, as the grid of an image's tiles.
+        defaults = getattr(type(self.processor).valid_processor_kwargs, "_defaults", {})
+        self._image_settings: dict[str, Any] = defaults.get("images_kwargs", {})
         self._banned = np.array(self.banned_ids(), dtype=np.int64)
         self._cache: OrderedDict[tuple[str, ...], dict[str, Tensor]] = OrderedDict()
         self._cached_bytes = 0
@@ -230,7 +241,10 @@ class Processing:
             self.processor.replace_image_token(inputs, index) + part
             for index, part in enumerate(parts[1:])
         )
-        return expanded, inputs
+        # A grid of tiles, for the placeholders, is a list and not for the model.
+        return expanded, {
+            name: value for name, value in inputs.items() if isinstance(value, Tensor)
+        }
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a sequence's text, as the engine makes them (BOS unless the template wrote it),
@@ -245,12 +259,14 @@ class Processing:
         if (hit := self._cache.get(images)) is not None:
             self._cache.move_to_end(images)
             return hit
-        inputs = dict(self.processor.image_processor(self.images(images), return_tensors="pt").data)
+        process = self.processor.image_processor
+        made = process(self.images(images), return_tensors="pt", **self._image_settings)
+        inputs = dict(made.data)
         self._cache[images] = inputs
-        self._cached_bytes += sum(t.nbytes for t in inputs.values())
+        self._cached_bytes += _num_bytes(inputs)
         while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
             _, old = self._cache.popitem(last=False)
-            self._cached_bytes -= sum(t.nbytes for t in old.values())
+            self._cached_bytes -= _num_bytes(old)
         return inputs
 
     def image_inputs(
@@ -270,8 +286,18 @@ class Processing:
         return {name: torch.cat([item[name] for item in inputs if name in item]) for name in names}
 
 
-def check_model_folder(model_dir: str | Path) -> dict[str, Any]:
-    """The folder's config, after checking that it is a VLM of a supported family.
+def _num_bytes(inputs: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
+
+
+def check_model_folder(
+    model_dir: str | Path,
+    *,
+    families: Sequence[str] = SUPPORTED_MODEL_TYPES,
+    weights: bool = True,
+) -> dict[str, Any]:
+    """The folder's config, after checking that it is a VLM of one of `families`, with its processor
+    and, unless told otherwise, its weights.
 
     Raises:
         UserError: what is missing and what would work.
@@ -285,19 +311,22 @@ def check_model_folder(model_dir: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{config_file}: not JSON ({error}); download the model again") from None
     model_type = config.get("model_type")
-    if model_type not in SUPPORTED_MODEL_TYPES:
+    if model_type not in families:
         raise UserError(
             f"{folder}: model_type {model_type!r} is not supported; "
-            f"families that work: {', '.join(SUPPORTED_MODEL_TYPES)}"
+            f"families that work: {', '.join(families)}"
         )
-    for name, files in {
+    needed = {
         "image processor": ("preprocessor_config.json", "processor_config.json"),
         "tokenizer": ("tokenizer.json", "tokenizer.model"),
         "weights": (
             "model.safetensors",
             "model.safetensors.index.json",
         ),
-    }.items():
+    }
+    if not weights:
+        del needed["weights"]
+    for name, files in needed.items():
         if not any((folder / file).is_file() for file in files):
             raise UserError(f"{folder}: no {name} ({' or '.join(files)}); copy it into the folder")
     return config
