@@ -24,6 +24,8 @@ from trainers.ledger import Kinds
 
 LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's `stage3_max_live_parameters`, its default."""
+FLATTENED = 500_000_000
+"""Gradient elements that DeepSpeed reduces at once without ZeRO (`allreduce_no_retain`)."""
 
 
 @dataclass(slots=True)
@@ -62,7 +64,9 @@ class CopyPlanner:
         """What a training step adds at its peak on the fullest rank.
 
         In a step of one micro-batch without sharding only the gradients that exist at the
-        activations' peak count; a further micro-batch finds all of them there.
+        activations' peak count; a further micro-batch finds all of them there. Without sharding
+        DeepSpeed flattens the gradients to reduce them, even on one rank: where activations are
+        smaller than that copy, the peak is then.
         """
         tensors = self._copy(role, settings)
         sharding = _sharding(settings, num_ranks, tensors)
@@ -71,6 +75,13 @@ class CopyPlanner:
         if not keep:
             kinds["gradients"] = _gradients(tensors, settings, sharding)
         kinds["communication"] = backward_bucket_bytes(sharding) + _gathered(tensors, sharding)
+        if settings.zero_stage == 0:
+            flattened = min(FLATTENED, tensors.num_trained) * (2 if settings.bf16 else 4)
+            reducing = {
+                "gradients": _gradients(tensors, settings, sharding),
+                "communication": flattened,
+            }
+            kinds = max(kinds, reducing, key=lambda moment: sum(moment.values()))
         return kinds
 
     def scoring(self, role: str, settings: Settings) -> Kinds:

@@ -126,6 +126,16 @@ def test_a_critic_on_the_policys_base_adds_no_base(planner):
     assert after["process"]["runtime"] < before["process"]["runtime"]
 
 
+def test_without_sharding_gradients_are_there_twice_when_they_are_reduced(planner):
+    few = Settings(zero_stage=0, text_tokens=1, response_tokens=1, images=0, micro_batch_size=1)
+    nsft = planner.plan(METHODS["nsft"], few, 1).phases["train"]["policy"]
+    assert nsft["communication"] == nsft["gradients"]  # fewer than 500 M elements, flattened whole
+    assert "activations" not in nsft
+    many = replace(few, response_tokens=2000, micro_batch_size=16, gradient_checkpointing=False)
+    nsft = planner.plan(METHODS["nsft"], many, 1).phases["train"]["policy"]
+    assert nsft["activations"] > nsft["gradients"] and not nsft["communication"]
+
+
 def test_more_gpus_never_need_more_on_each(planner):
     settings = Settings(zero_stage=3)
     peaks = [
