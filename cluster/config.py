@@ -76,8 +76,9 @@ class TrainConfig(Settings):
     lora_vision: bool = False
     """Adapters on the vision tower and the projector, too."""
     reference: ReferenceMode = "own_copy"
-    """`adapter_off`: the policy without its adapters is the reference; `cached`: its values are
-    taken before training, and no copy stays for it."""
+    """`on_host`: a copy that is in host memory while it does not work; `adapter_off`: the policy
+    without its adapters is the reference; `cached`: its values are taken before training, and no
+    copy stays for it."""
     critic: CriticMode = "own_copy"
     """`shared_base`: PPO's critic is adapters and a head on the policy's frozen base, in its
     processes. It starts from the policy then, not from the reward model."""
@@ -322,7 +323,7 @@ class RunConfig(Settings):
                 raise UserError(
                     f"{needed}: method.name={self.method.name} has no reference; set it to policy"
                 )
-        if needed and self.train.reference != "own_copy":
+        if needed and self.train.reference not in ("own_copy", "on_host"):
             raise UserError(
                 f"{needed} needs the reference's own weights; set train.reference=own_copy"
             )

@@ -38,9 +38,15 @@ def place(session: Session, arm: Arm) -> None:
         take_turns(session, arm, "judge")
 
 
+def leaves(arm: Arm, role: str) -> bool:
+    """Whether a copy is in host memory while it does not work."""
+    train = arm.config.train
+    return train.time_slice or (role == "reference" and train.reference == "on_host")
+
+
 def take_turns(session: Session, arm: Arm, role: str) -> None:
-    """Under time slicing, send a copy that was just loaded or used to host memory."""
-    if arm.config.train.time_slice and session.has(role):
+    """Send a copy that was just loaded or used to host memory, if it is one that leaves."""
+    if leaves(arm, role) and session.has(role):
         _move(arm, lambda: session.park(role))
 
 
@@ -53,11 +59,11 @@ def wake_all(session: Session, arm: Arm) -> None:
 
 @contextmanager
 def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
-    """Inside, the roles' copies are on the device; after it they are again in host memory, if the
-    run is one in which copies take turns.
+    """Inside, the roles' copies are on the device; after it those that leave it are again in host
+    memory.
     """
-    if arm.config.train.time_slice:
-        _move(arm, lambda: sum(session.wake(role) for role in roles))
+    if away := [role for role in roles if leaves(arm, role)]:
+        _move(arm, lambda: sum(session.wake(role) for role in away))
     try:
         yield
     finally:

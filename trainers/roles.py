@@ -12,9 +12,10 @@ from typing import Literal
 
 Role = Literal["policy", "critic", "reference", "reward"]
 SharedRole = Literal["rollout_engine", "judge", "writer"]
-ReferenceMode = Literal["own_copy", "adapter_off", "cached"]
-"""How the reference's log-probabilities are had: from a copy that stays, from the policy without
-its adapters, or before training only, so that no copy stays."""
+ReferenceMode = Literal["own_copy", "on_host", "adapter_off", "cached"]
+"""How the reference's log-probabilities are had: from a copy that stays on the device, from one
+that waits in host memory, from the policy without its adapters, or before training only, so that no
+copy stays."""
 CriticMode = Literal["own_copy", "shared_base"]
 """Whether the critic is a model of its own, or adapters and a head on the policy's frozen base."""
 ReferenceSource = Literal["resident_copy", "passing_copy", "policy", "policy_without_adapters"]
@@ -59,7 +60,7 @@ def reference_source(refreshed: tuple[Role, ...], mode: ReferenceMode) -> Refere
     A reference that takes the policy's weights after every round is the policy itself until the
     round's first step, so that, when asked before training, it needs no second copy.
     """
-    if mode == "own_copy":
+    if mode in ("own_copy", "on_host"):
         return "resident_copy"
     if mode == "adapter_off":
         return "policy_without_adapters"
@@ -72,7 +73,8 @@ def resident_in_training(copies: tuple[Copy, ...], mode: ReferenceMode) -> tuple
     What a method declares stays 4, 2 or 1; of PPO's 4 there are 3 in memory when the reference is
     the policy without adapters, or has given its values before.
     """
-    return tuple(copy.role for copy in copies if copy.role != "reference" or mode == "own_copy")
+    stays = mode in ("own_copy", "on_host")
+    return tuple(copy.role for copy in copies if copy.role != "reference" or stays)
 
 
 def resident_in_scoring(

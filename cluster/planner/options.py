@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--zero", type=int, default=3, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage (3)")
     add("--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; 0 trains all")
     add("--lora-vision", action="store_true", help="adapters in the vision tower, too")
-    add("--reference", default="own_copy", choices=("own_copy", "adapter_off", "cached"))
+    modes = ("own_copy", "on_host", "adapter_off", "cached")
+    add("--reference", default="own_copy", choices=modes)
     add(
         "--critic",
         default="own_copy",

@@ -183,7 +183,9 @@ class Planner:
         copies: Copies = {}
         for copy in here:
             engine = copy.endswith("engine")
-            awake = copy in present or not (settings.sleep if engine else settings.time_slice)
+            leaves = settings.sleep if engine else settings.time_slice
+            leaves = leaves or (copy == "reference" and settings.reference == "on_host")
+            awake = copy in present or not leaves
             if not awake:
                 continue
             kinds = dict(held[copy])

@@ -101,6 +101,21 @@ def test_dpo_needs_no_second_copy(stack, tiny_model, rank):
     assert "refresh" not in result.seconds_by_phase
 
 
+def test_a_reference_on_the_host_changes_memory_and_nothing_else(stack, tiny_model):
+    from trainers.ledger import copies_at, read_rows
+
+    own, folder = train(stack, tiny_model, DPO, reference="own_copy")
+    away, other = train(stack, tiny_model, DPO, reference="on_host")
+    for one, two in zip(own.curve, away.curve, strict=True):
+        assert (one.loss, one.score) == (two.loss, two.score)
+    before, after = (read_rows(run / "memory" / "ledger.jsonl") for run in (folder, other))
+    weights = copies_at(before, "train", "device")["reference"]["weights"]
+    assert "reference" not in copies_at(after, "train", "device")
+    assert copies_at(after, "train", "host")["reference"]["weights"] == weights
+    assert away.memory.moved_bytes > 0 == own.memory.moved_bytes
+    assert "reference" in away.bytes_by_copy
+
+
 @pytest.mark.slow
 def test_a_passing_reference_gives_what_a_resident_one_gives(stack, tiny_model):
     resident, _ = train(stack, tiny_model, PPO, reference="own_copy")

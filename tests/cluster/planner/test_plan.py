@@ -73,6 +73,16 @@ def test_a_passing_reference_is_there_while_it_scores_and_only_then(planner):
         assert "reference" in own[phase] and "reference" not in cached[phase]
 
 
+def test_a_reference_on_the_host_comes_to_score(planner):
+    own = planner.plan(METHODS["dpo"], ONE, 1)
+    away = planner.plan(METHODS["dpo"], replace(ONE, reference="on_host"), 1)
+    weights = own.phases["logprobs"]["reference"]["weights"]
+    assert away.phases["logprobs"] == own.phases["logprobs"]
+    for phase in ("generate", "judge", "train", "sync"):
+        assert "reference" not in away.phases[phase]
+    assert away.host_bytes - own.host_bytes == weights
+
+
 def test_declared_copies_do_not_change_with_switches(planner):
     lean = replace(ONE, lora_rank=8, reference="cached", time_slice=True, sleep=True)
     assert len(planner.plan(METHODS["ppo"], lean, 1).copies) == 4
