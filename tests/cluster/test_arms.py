@@ -80,7 +80,7 @@ def test_an_arm_has_the_shared_settings_but_for_its_own():
         64,
         RandomConfig(),
     )
-    assert (dpo.train.micro_batch_size, dpo.train.logprob_chunk, dpo.judge) == (64, 64, None)
+    assert (dpo.train.micro_batch_size, dpo.train.logprob_chunk, dpo.judge) == (16, 64, None)
     assert sft.method == SFTConfig()
 
 

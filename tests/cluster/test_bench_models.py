@@ -158,9 +158,12 @@ def test_a_package_that_the_processor_lacks_is_named(configs, tmp_path, monkeypa
 def test_what_does_not_fit_is_a_row_and_is_not_built(configs, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_plan, "free_host", lambda: 10_000)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        "actors.train.TrainActor.connect", None
+    )  # the first thing that a step needs
     load = Load(batch=2, sequence=4)
     cells = bench_memory([str(configs["llava"])], ["dpo", "nsft"], load, ["lora", "offload"])
-    assert len(cells) == 4 and not torch.distributed.is_initialized()
+    assert len(cells) == 4
     write(cells, load, tmp_path / "memory.json")
     result = json.loads((tmp_path / "memory.json").read_text())
     for cell in result["cells"]:

@@ -141,6 +141,7 @@ def test_unfair_arms_are_marked_and_red(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     value = full()
     path = LogprobPath(chunk=512, gradient_checkpointing=False)
     for name, arm in value.methods.items():

@@ -153,7 +153,8 @@ def test_tokens_on_a_terminal():
     assert id_text(found).plain == "ids 4x16 7 7 "
 
 
-def test_picture_in_half_blocks():
+def test_picture_in_half_blocks(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
     picture = Image.new("RGB", (2, 2), (255, 0, 0))
     picture.putpixel((0, 1), (0, 0, 255))
     console = Console(force_terminal=True, color_system="truecolor", width=60)
