@@ -34,3 +34,12 @@ def leaves(values, prefix=""):
     for key, value in values.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
     return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "comparisons").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_arms_of_a_comparison_can_run(path):
+    config = validate(CompareConfig, read_yaml(path), str(path))
+    for name in config.arms:
+        assert config.arm(name).name == name
