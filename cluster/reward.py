@@ -25,12 +25,14 @@ from cluster.failures import reported
 from cluster.reward_config import RewardTrainConfig
 from cluster.session import Session
 from rewards.base import JudgeItem, Judgement, known_item
-from rewards.bench import accuracies
 from rewards.config import AnyJudge, ClaimsConfig, CritiqueConfig
+from trainers.benchmarks.reward_bench import reward_bench_metrics
+from trainers.data.datasets import Images
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
-from trainers.data.preferences import ReasonedPair, read_pairs, read_rows, row_sample
+from trainers.data.preferences import ReasonedPair, read_pairs, row_sample
 from trainers.data.processing import check_model_folder
+from trainers.data.row_files import open_rows
 from trainers.data.rows import answer
 from trainers.method import Optimisation
 
@@ -122,8 +124,9 @@ def score(file: Path, reference: str, target: Path, max_model_len: int) -> int:
     judge = parse_judge(reference)
     with _workplace("reward-score", None) as (_, session, store):
         items: list[tuple[int, str, JudgeItem]] = []
-        for number, row in read_rows(file):
-            sample = row_sample(row, f"{file.stem}-{number}", store, file.parent.absolute())
+        images = Images(store, file.parent)
+        for number, _, row in open_rows(file).rows():
+            sample = row_sample(row, f"{file.stem}-{number}", images)
             texts = {column: answer(row, column) for column in COLUMNS}
             items += [
                 (number, column, known_item(sample, text)) for column, text in texts.items() if text
@@ -164,7 +167,7 @@ def measure(session: Session, judge: AnyJudge, pairs: Sequence[ReasonedPair]) ->
     actor = session.actor("judge")
     items = [known_item(p.sample, text) for p in pairs for text in (p.chosen, p.rejected)]
     scores = [judgement.score for judgement in ray.get(actor.judge.remote(items))]
-    metrics = accuracies(pairs, list(zip(scores[0::2], scores[1::2], strict=True)))
+    metrics = reward_bench_metrics(pairs, both_sides(scores))
     if not isinstance(judge, CritiqueConfig):
         return metrics
     assert judge.model is not None
@@ -173,9 +176,17 @@ def measure(session: Session, judge: AnyJudge, pairs: Sequence[ReasonedPair]) ->
         chosen = [pair for pair in pairs if pair.has_reasons or not given]
         rows = [row for pair in chosen for row in pair_rows(pair, request, given=given)]
         values = ray.get(actor.call.remote("score", rows)) if rows else []
-        found = accuracies(chosen, list(zip(values[0::2], values[1::2], strict=True)))
+        found = reward_bench_metrics(chosen, both_sides(values))
         metrics |= {f"{key}_{name}": found[key] for key in ("acc", "acc_plus") if key in found}
     return metrics
+
+
+def both_sides(scores: Sequence[float | None]) -> list[tuple[float, float] | None]:
+    """Scores of chosen and rejected in turn, as pairs; None where the judge failed on a side."""
+    return [
+        None if chosen is None or rejected is None else (chosen, rejected)
+        for chosen, rejected in zip(scores[0::2], scores[1::2], strict=True)
+    ]
 
 
 def show(metrics: dict[str, float]) -> None:

@@ -15,7 +15,9 @@ from cluster.console import Console
 from cluster.eval_options import Request
 from cluster.eval_output import finite, show
 from cluster.failures import reported
+from cluster.reward import both_sides
 from cluster.session import Session
+from rewards.base import known_item
 from trainers.benchmarks.reward_bench import (
     Pair,
     read_pairs,
@@ -23,7 +25,7 @@ from trainers.benchmarks.reward_bench import (
     score_file,
 )
 from trainers.data.images import ImageStore
-from trainers.data.records import Rollout, Sample, Turn
+from trainers.data.records import Sample, Turn
 
 NOTE = "ACC and ACC+ are the judge's; videos are not read, so published overall numbers differ"
 
@@ -44,16 +46,13 @@ def evaluate_judge(request: Request, config: RunConfig) -> int:
             with console.stage("start judge"):
                 name = judges.load_judge(session, request.judge, store, config)
             rollouts = [
-                _rollout(sample, text, which)
+                known_item(sample, text).rollout
                 for pair, sample in zip(pairs, samples, strict=True)
-                for which, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+                for text in (pair.chosen, pair.rejected)
             ]
             twice = [sample for sample in samples for _ in range(2)]
             values = judge_scores(session, twice, rollouts)
-    scores = [
-        None if chosen is None or rejected is None else (chosen, rejected)
-        for chosen, rejected in zip(values[0::2], values[1::2], strict=True)
-    ]
+    scores = both_sides(values)
     metrics = reward_bench_metrics(pairs, scores) | {"videos_left_out": float(videos)}
     (folder / "rewardbench_scores.jsonl").write_text(score_file(pairs, scores))
     result = {"benchmark": "rewardbench", "judge": name, "notes": [NOTE], "metrics": metrics}
@@ -70,19 +69,3 @@ def _sample(pair: Pair, index: int, store: ImageStore) -> Sample:
     images = () if pair.image is None else (store.put_file(pair.image),)
     turn = Turn(role="user", text=pair.prompt, num_images=len(images))
     return Sample(id=f"pair-{index}", prompt=(turn,), images=images, kind=pair.category)
-
-
-def _rollout(sample: Sample, text: str, which: str) -> Rollout:
-    """An answer that nobody sampled here: without tokens."""
-    return Rollout(
-        id=f"{sample.id}/{which}",
-        sample_id=sample.id,
-        text=text,
-        token_ids=(),
-        logprobs=(),
-        policy_version=0,
-        seed=0,
-        temperature=0.0,
-        finish_reason="stop",
-        prompt_tokens=0,
-    )

@@ -10,22 +10,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from trainers.benchmarks.files import fields, find_file, find_image, json_lines, read_json_lines
 from trainers.data.errors import UserError
+from trainers.data.preferences import CATEGORIES
 from trainers.evaluation import ratio
 
-CATEGORIES = ("mcq", "long", "short", "safety", "video")
 SOURCE = "huggingface.co/datasets/yifanzhang114/MM-RLHF-RewardBench"
+
+
+class Ordered(Protocol):
+    """What the accuracies need of a pair."""
+
+    @property
+    def group(self) -> str:
+        """The `id` that pairs of one query share."""
+
+    @property
+    def category(self) -> str:
+        """Of the query."""
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether people found both answers equally good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """Two answers to one query, the first preferred by people."""
 
-    query: str
+    group: str
     """The `id` that pairs of one query share."""
     category: str
+    is_tie: bool = False
     image: Path | None
     """None for a video, or a question without an image."""
     prompt: str
@@ -56,7 +74,7 @@ def read_pairs(data: Path, limit: int | None) -> tuple[list[Pair], int]:
             continue
         pairs.append(
             Pair(
-                query=str(query),
+                group=str(query),
                 category=category,
                 image=find_image(data, image, SOURCE) if image else None,
                 prompt=str(prompt).replace("<image>", "").strip(),
@@ -70,35 +88,39 @@ def read_pairs(data: Path, limit: int | None) -> tuple[list[Pair], int]:
 
 
 def reward_bench_metrics(
-    pairs: Sequence[Pair], scores: Sequence[tuple[float, float] | None]
+    pairs: Sequence[Ordered], scores: Sequence[tuple[float, float] | None]
 ) -> dict[str, float]:
     """ACC: pairs with score(chosen) > score(rejected) / pairs; ACC+: queries all of whose pairs are
-    so / queries. A tie is wrong. By category too.
+    so / queries. Equal scores are wrong. By category too; without pairs there is no accuracy.
 
-    `scores` holds (chosen, rejected), or None where the judge failed: such a pair is left out of
-    ACC and its query out of ACC+, and `failed_pairs` counts it. Limiting case: a judge by chance
-    has ACC 0.5, and ACC+ 2^-n for queries of n pairs.
+    Pairs that people tied have no order and are left out. `scores` holds (chosen, rejected), or
+    None where the judge failed: such a pair is left out of ACC and its query out of ACC+, and
+    `failed_pairs` counts it. Limiting case: a judge by chance has ACC 0.5, and ACC+ 2^-n for
+    queries of n pairs.
     """
     result: dict[str, float] = {}
-    categories = [name for name in (*CATEGORIES, "other") if any(p.category == name for p in pairs)]
-    for name in ("", *categories):
+    asked = [both for both in zip(pairs, scores, strict=True) if not both[0].is_tie]
+    found = {pair.category for pair, _ in asked}
+    known = [name for name in CATEGORIES if name in found]
+    for name in ("", *known, *sorted(found - set(known))):
         right: dict[str, list[bool]] = {}
         broken: set[str] = set()
-        for pair, score in zip(pairs, scores, strict=True):
+        for pair, score in asked:
             if name not in ("", pair.category):
                 continue
             if score is None:
-                broken.add(pair.query)
+                broken.add(pair.group)
             else:
-                right.setdefault(pair.query, []).append(score[0] > score[1])
+                right.setdefault(pair.group, []).append(score[0] > score[1])
         hits = [float(hit) for each in right.values() for hit in each]
         whole = [float(all(each)) for query, each in right.items() if query not in broken]
         suffix = f"_{name}" if name else ""
         for metric, values in (("acc", hits), ("acc_plus", whole)):
-            value, error = ratio(values, [1.0] * len(values))
-            result |= {f"{metric}{suffix}": value, f"{metric}{suffix}_se": error}
-    result["pairs"] = float(len(pairs))
-    result["failed_pairs"] = float(sum(score is None for score in scores))
+            if values:
+                value, error = ratio(values, [1.0] * len(values))
+                result |= {f"{metric}{suffix}": value, f"{metric}{suffix}_se": error}
+    result["pairs"] = float(len(asked))
+    result["failed_pairs"] = float(sum(score is None for _, score in asked))
     return result
 
 
@@ -108,7 +130,7 @@ def score_file(pairs: Sequence[Pair], scores: Sequence[tuple[float, float] | Non
     """
     return json_lines(
         {
-            "id": pair.query,
+            "id": pair.group,
             "image": "" if pair.image is None else f"{pair.category}/{pair.image.name}",
             "prompt": pair.prompt,
             "chosen": pair.chosen,

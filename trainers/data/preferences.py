@@ -11,16 +11,17 @@ A row that cannot be used is dropped with its reason; more than 5 % of such rows
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers.data.datasets import Images
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.records import Sample
+from trainers.data.row_files import open_rows
 from trainers.data.rows import answer, image_references, prompt_turns, truth
 
 MAX_DROPPED = 0.05
@@ -60,12 +61,12 @@ def read_pairs(
         UserError: the file cannot be read, is empty, or more than 5 % of its rows cannot be used.
     """
     path = Path(path)
-    root = Path(path.parent if image_root is None else image_root).absolute()
+    images = Images(store, Path(path.parent if image_root is None else image_root))
     pairs: list[ReasonedPair] = []
     dropped: list[str] = []
-    for number, row in read_rows(path):
+    for number, _, row in open_rows(path).rows():
         try:
-            pairs.append(_pair(row, number, path, store, root))
+            pairs.append(_pair(row, f"{path.stem}-{number}", images))
         except UserError as error:
             dropped.append(f"row {number}: {' '.join(str(error).split())}")
     total = len(pairs) + len(dropped)
@@ -79,30 +80,10 @@ def read_pairs(
     return pairs, dropped
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered objects of a JSON lines file, from 1."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except (ValueError, RecursionError) as error:
-                    reason = " ".join(str(error).split())
-                    raise UserError(f"{path}: line {number} is not JSON ({reason})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}: line {number} is a {type(row).__name__}, no object")
-                yield number, row
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-
-
 def row_sample(
     row: Mapping[str, Any],
     id: str,
-    store: ImageStore,
-    root: Path,
+    images: Images,
     *,
     chosen: str | None = None,
     rejected: str | None = None,
@@ -116,7 +97,7 @@ def row_sample(
     return Sample(
         id=id,
         prompt=prompt_turns(row["prompt"], len(references)),
-        images=tuple(_put(reference, store, root) for reference in references),
+        images=tuple(images.put(item, i) for i, item in enumerate(references, 1)),
         kind=str(row.get("kind") or ""),
         truth=truth(row),
         chosen=chosen,
@@ -124,29 +105,17 @@ def row_sample(
     )
 
 
-def _put(reference: str | bytes, store: ImageStore, root: Path) -> str:
-    if isinstance(reference, bytes):
-        return store.put_bytes(reference, "image (bytes)")
-    path = Path(os.path.normpath(root / reference))
-    if not path.is_relative_to(os.path.normpath(root)) or "\0" in reference:
-        raise UserError(f"image path {reference!r} leaves {root}; move the file there")
-    return store.put_file(path)
-
-
-def _pair(
-    row: Mapping[str, Any], number: int, path: Path, store: ImageStore, root: Path
-) -> ReasonedPair:
+def _pair(row: Mapping[str, Any], id: str, images: Images) -> ReasonedPair:
     chosen, rejected = answer(row, "chosen"), answer(row, "rejected")
     if chosen is None or rejected is None:
         raise UserError(f"no {'chosen' if chosen is None else 'rejected'}")
     is_tie = row.get("is_tie") or False
     if not isinstance(is_tie, bool):
         raise UserError(f"is_tie is {is_tie!r}; use true or false")
-    id = f"{path.stem}-{number}"
     return ReasonedPair(
         group=id if row.get("id") is None else str(row["id"]),
         category=_category(row),
-        sample=row_sample(row, id, store, root, chosen=chosen, rejected=rejected),
+        sample=row_sample(row, id, images, chosen=chosen, rejected=rejected),
         chosen=chosen,
         rejected=rejected,
         chosen_reason=_reason(row, "chosen_reason"),

@@ -84,7 +84,7 @@ def test_mmhal_writes_the_template_filled_in(tmp_path):
 
 
 def pair(query: str, category: str = "long") -> Pair:
-    return Pair(query=query, category=category, image=None, prompt="p", chosen="c", rejected="r")
+    return Pair(group=query, category=category, image=None, prompt="p", chosen="c", rejected="r")
 
 
 def test_acc_and_acc_plus_by_hand():

@@ -78,10 +78,10 @@ def test_a_bad_row_is_dropped_with_its_reason_and_too_many_are_refused(folder, c
         read(folder, ROW, ROW | change)
 
 
-@pytest.mark.parametrize(("text", "part"), [("", "empty"), ("{", "line 1"), ("[1]", "no object")])
+@pytest.mark.parametrize(("text", "part"), [("", "empty"), ("{", "line 1"), ("[1]", "write one object")])
 def test_a_bad_file_is_one_line(folder, text, part):
     (folder / "a.jsonl").write_text(text)
     with pytest.raises(UserError, match=part):
         read_pairs(folder / "a.jsonl", ImageStore(folder / "store"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         read_pairs(folder / "none.jsonl", ImageStore(folder / "store"))
