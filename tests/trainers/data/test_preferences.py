@@ -78,7 +78,9 @@ def test_a_bad_row_is_dropped_with_its_reason_and_too_many_are_refused(folder, c
         read(folder, ROW, ROW | change)
 
 
-@pytest.mark.parametrize(("text", "part"), [("", "empty"), ("{", "line 1"), ("[1]", "write one object")])
+@pytest.mark.parametrize(
+    ("text", "part"), [("", "empty"), ("{", "line 1"), ("[1]", "write one object")]
+)
 def test_a_bad_file_is_one_line(folder, text, part):
     (folder / "a.jsonl").write_text(text)
     with pytest.raises(UserError, match=part):
