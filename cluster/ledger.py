@@ -6,13 +6,11 @@ phase that ended, however late it is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from actors.ledger import Reading
+from cluster.process import Asked
 from cluster.session import Session
 from trainers.comparison import Memory
 from trainers.ledger import (
@@ -40,7 +38,7 @@ class Ledger:
         # The judge's model is the method's own reward copy, or a shared one.
         self._names = {} if any(c.role == "reward" for c in copies) else {"reward": "judge"}
         self._objects: int | None = None
-        self._asked: list[tuple[int, str, dict[str, Any], int | None]] = []
+        self._asked: list[tuple[int, str, Sequence[Asked], int | None]] = []
         self.rows: list[LedgerRow] = []
         """Of the phases before the last; of all once `fetch` was called."""
 
@@ -65,8 +63,7 @@ class Ledger:
         """Fetch what was asked for, and append it to the file."""
         rows: list[LedgerRow] = []
         for round, phase, asked, objects in self._asked:
-            readings = dict(zip(asked, ray.get(list(asked.values())), strict=True))
-            for process, reading in readings.items():
+            for process, reading in self.session.fetch_readings(asked).items():
                 rows += self._rows(round, phase, process, reading)
             if objects is not None:
                 rows.append(

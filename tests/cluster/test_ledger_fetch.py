@@ -30,7 +30,7 @@ class Processes:
 
 @pytest.fixture
 def ledger(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.ledger.ray.get", lambda references: references)
+
     return Ledger(Processes(), (Copy("policy", trained=True),), tmp_path)
 
 
