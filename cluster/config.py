@@ -24,9 +24,6 @@ from trainers.data.formats.names import FormatName
 from trainers.data.records import Source
 from trainers.roles import CriticMode, ReferenceMode
 
-COMPARED = ("ppo", "dpo", "nsft", "sft")
-"""The methods of the built-in comparison, which a plan for `all` shows."""
-
 NAME = r"^[\w.+-]*$"
 """Of a run: part of a folder's name."""
 

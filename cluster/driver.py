@@ -186,6 +186,7 @@ def run_arm(
     result.bytes_by_copy = measure_memory(session, arm)
     result.conditions = measure_conditions(session, arm)
     result.memory = arm.ledger.summary(result.memory)
+    result.core_seconds = arm.ledger.core_seconds()
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
 

@@ -53,8 +53,8 @@ class Process:
 
     @property
     def name(self) -> str:
-        """`judge/0`."""
-        return f"{self.role}/{self.rank}"
+        """`judge/0`; `judge/0+1` after it was replaced once."""
+        return f"{self.role}/{self.rank}" + (f"+{self.number}" if self.number else "")
 
     def send(self, call: str, *args: Any, **kwargs: Any) -> Asked:
         """Ask it to do something; nothing waits."""

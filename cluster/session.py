@@ -151,7 +151,7 @@ class Session:
         if role in self._groups and self._groups[role].lost:
             self.forget(role)
         if role not in self._groups:
-            self._groups[role] = self._ranks(role, self.num_ranks, self.num_threads)
+            self._groups[role] = self.ranks(role, self.num_ranks, self.num_threads)
         return self._groups[role]
 
     def forget(self, role: str) -> None:
@@ -160,9 +160,13 @@ class Session:
         self._connected.discard(role)
         self._tenants.clear()
 
-    def _ranks(self, role: str, number: int, num_threads: int) -> TrainGroup:
+    def ranks(
+        self, role: str, number: int, num_threads: int, kind: type[TrainActor] = TrainActor
+    ) -> TrainGroup:
+        """New processes for one trained copy, not connected yet."""
+
         def start(rank: int) -> Any:
-            return self._start(TrainActor, num_threads, rank=rank, world_size=number)
+            return self._start(kind, num_threads, rank=rank, world_size=number)
 
         return TrainGroup(
             [Process(role, rank, partial(start, rank), self.id) for rank in range(number)],
@@ -188,7 +192,7 @@ class Session:
         """
         on_gpu = torch.cuda.is_available()
         threads = self.num_threads if on_gpu else 1
-        group = self._ranks("builder", 1 if on_gpu else self.num_threads, threads)
+        group = self.ranks("builder", 1 if on_gpu else self.num_threads, threads)
         try:
             group.connect()
             yield group

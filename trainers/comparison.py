@@ -129,6 +129,9 @@ class MethodResult(_Model):
     """copy -> kind (`weights`, `gradients`, `optimizer`) -> bytes, from the tensors themselves."""
     memory: Memory = Field(default_factory=Memory)
     seconds_by_phase: dict[str, float] = Field(default_factory=dict)
+    core_seconds: dict[str, float] = Field(default_factory=dict)
+    """Process (role/rank, `driver`) -> CPU time of its threads over the rounds, as the operating
+    system counts it: hardly touched by what else the machine does."""
     rollouts: int = 0
     judge_calls: int = 0
     account: RolloutAccount = Field(default_factory=RolloutAccount)
