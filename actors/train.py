@@ -36,6 +36,7 @@ from actors.modules import (
 from actors.parking import Parking
 from actors.progress import note
 from actors.scoring import score_rows
+from actors.spare_image import run_tower_always
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
@@ -128,6 +129,8 @@ class TrainActor:
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
         module: Any = self._build(spec, dtype, vlm)
+        if self.world_size > 1:
+            run_tower_always(module.vlm, spec.model_dir)
         if spec.lora_rank:
             add_adapters(
                 module.vlm,

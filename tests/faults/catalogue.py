@@ -92,7 +92,7 @@ def freezes() -> list[Fault]:
 
     def late(role: str, phase: str, doing: str, key: str, **more: Any) -> Fault:
         message = (
-            rf"within deadlines\.{key}=6 s: {role} \(rank 0, node [\d.]+\) is stopped, "
+            rf"within deadlines\.{key}=15 s: {role} \(rank 0, node [\d.]+\) is stopped, "
             rf"last finished: .*Stacks: .*Raise deadlines\.{key}"
         )
         return Fault(
@@ -102,7 +102,7 @@ def freezes() -> list[Fault]:
             doing,
             ends="stopped",
             message=message,
-            settings={"deadlines": {key: 6}},
+            settings={"deadlines": {key: 15}},
             **more,
         )
 
@@ -135,10 +135,10 @@ def judges() -> list[Fault]:
         bad(
             "hangs",
             **stopped,
-            settings={"deadlines": {"judge": 6}},
-            message=r"deadlines\.judge=6 s: judge \(rank 0, node [\d.]+\) is waiting",
+            settings={"deadlines": {"judge": 15}},
+            message=r"deadlines\.judge=15 s: judge \(rank 0, node [\d.]+\) is waiting",
         ),
-        bad("spins", **stopped, settings={"deadlines": {"judge": 6}}, message=r"is running"),
+        bad("spins", **stopped, settings={"deadlines": {"judge": 15}}, message=r"is running"),
         bad("often_raises", settings=lenient),
         bad("raises", **stopped, message=r"raised LookupError: no such color"),
         bad("often_nan", settings=lenient),

@@ -29,7 +29,7 @@ from tests.faults.strike import Strike
 from trainers.data.record_file import read_records
 from trainers.data.records import ScoredRollout
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1200)]
 
 ROUNDS = 3
 SMALL: dict[str, Any] = {
