@@ -21,13 +21,14 @@ from cluster.base_model import BuiltinModels, WorldRecipe
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import to_yaml
 from cluster.console import Console
-from cluster.driver import run_arm, sync
+from cluster.driver import run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
+from cluster.sync import sync
 from cluster.writer import load_writer
 from trainers.comparison import Comparison, CurvePoint, Evaluated, save
 from trainers.data.errors import UserError
@@ -80,7 +81,10 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         Console(folder / "run.log") as console,
         reported(console, folder),
         Session(
-            num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+            num_threads=config.num_threads,
+            console=console,
+            num_ranks=config.train.num_ranks,
+            deadlines=config.deadlines,
         ) as session,
     ):
         console.line(f"run folder: {folder}")

@@ -7,13 +7,11 @@ phase that ended, however late it is fetched.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from actors.ledger import Reading
+from cluster.process import Asked
 from cluster.session import Session
 from trainers.comparison import Memory
 from trainers.ledger import (
@@ -41,8 +39,8 @@ class Ledger:
         # The judge's model is the method's own reward copy, or a shared one.
         self._names = {} if any(c.role == "reward" for c in copies) else {"reward": "judge"}
         self._objects: int | None = None
-        self._asked: list[tuple[int, str, dict[str, Any], int | None]] = []
-        self._start = session.ask_readings("start")
+        self._asked: list[tuple[int, str, Sequence[Asked], int | None]] = []
+        self._start: Sequence[Asked] = session.ask_readings("start")
         self._cpu_start = {"driver": time.process_time()}
         self._cpu_now: dict[str, float] = {}
         self.rows: list[LedgerRow] = []
@@ -69,7 +67,7 @@ class Ledger:
         """Fetch what was asked for, and append it to the file."""
         rows: list[LedgerRow] = []
         for round, phase, asked, objects in self._asked:
-            for process, reading in _fetched(asked).items():
+            for process, reading in self.session.fetch_readings(asked).items():
                 rows += self._rows(round, phase, process, reading)
                 self._cpu_now[process] = reading.cpu_seconds
             if objects is not None:
@@ -95,9 +93,9 @@ class Ledger:
         the machine is not in it. What the evaluations between took is.
         """
         self.fetch()
-        started = {name: reading.cpu_seconds for name, reading in _fetched(self._start).items()}
-        self._start = {}
-        self._cpu_start |= started
+        started = self.session.fetch_readings(self._start)
+        self._start = []
+        self._cpu_start |= {name: reading.cpu_seconds for name, reading in started.items()}
         now = {"driver": time.process_time()} | self._cpu_now
         return {name: now[name] - self._cpu_start.get(name, 0.0) for name in now}
 
@@ -142,7 +140,3 @@ class Ledger:
                 phase: copies_at(self.rows, phase, "device") for phase in phase_bytes(self.rows)
             },
         )
-
-
-def _fetched(asked: Mapping[str, Any]) -> dict[str, Reading]:
-    return dict(zip(asked, ray.get(list(asked.values())), strict=True))

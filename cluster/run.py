@@ -170,7 +170,10 @@ def new_run(config: RunConfig, name: str) -> Iterator[tuple[Console, Path]]:
 def make_session(config: RunConfig, console: Console) -> Session:
     """The run's Ray session."""
     return Session(
-        num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+        num_threads=config.num_threads,
+        console=console,
+        num_ranks=config.train.num_ranks,
+        deadlines=config.deadlines,
     )
 
 

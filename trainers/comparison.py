@@ -96,6 +96,20 @@ class Memory(_Model):
     """What that took; part of the phases' seconds."""
 
 
+class RolloutAccount(_Model):
+    """Rollouts that an arm asked its engine for, and what became of them."""
+
+    asked: int = 0
+    judged: int = 0
+    """With a score."""
+    dropped: int = 0
+    """Without one: the prompt did not fit, the judge failed."""
+    lost: int = 0
+    """asked - judged - dropped; 0, or the arm stopped."""
+    doubled: int = 0
+    """Ids that came more than once; 0, or the arm stopped."""
+
+
 class MethodResult(_Model):
     """What one arm cost and what it bought."""
 
@@ -120,6 +134,7 @@ class MethodResult(_Model):
     system counts it: hardly touched by what else the machine does."""
     rollouts: int = 0
     judge_calls: int = 0
+    account: RolloutAccount = Field(default_factory=RolloutAccount)
     dropped: dict[str, int] = Field(default_factory=dict)
     """Reason -> samples that were dropped and not trained on."""
     metrics: dict[str, Number] = Field(default_factory=dict)
