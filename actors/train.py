@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.address import free_port, own_address
 from actors.conditions import trained_conditions
 from actors.extensions import load_disk_extension, load_extensions
 from actors.ledger import BORROWED, PhaseMeter, Reading
@@ -94,11 +95,7 @@ class TrainActor:
 
     def address(self) -> tuple[str, int]:
         """Host and free port of this process, for rank 0 to be the rendezvous."""
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return socket.gethostbyname(socket.gethostname()), int(probe.getsockname()[1])
+        return own_address(), free_port()
 
     def connect(self, host: str, port: int) -> None:
         """Join the group of this role's ranks."""

@@ -25,6 +25,7 @@ from cluster.driver import run_arm, sync
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
+from cluster.placement_config import asked
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
@@ -80,7 +81,7 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         Console(folder / "run.log") as console,
         reported(console, folder),
         Session(
-            num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+            num_threads=config.num_threads, console=console, asked=asked(*arms.values())
         ) as session,
     ):
         console.line(f"run folder: {folder}")

@@ -264,7 +264,8 @@ def train_copies(
         arm.ledger.count_objects(arm.round)
     roles = arm.method.trained
     train = arm.config.train
-    in_turn = train.time_slice or train.critic == "shared_base"
+    sliced = train.time_slice and any(session.shares(role) for role in roles)
+    in_turn = sliced or train.critic == "shared_base"
     turns = [(role,) for role in roles] if in_turn else [roles]
     metrics: dict[str, float] = {}
     for turn in turns:

@@ -151,7 +151,7 @@ def load_judge(
         kv_cache_mib=config.rollout.kv_cache_mib,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         bf16=config.train.bf16,
-        sleep=config.rollout.sleep,
+        sleep=config.rollout.sleep and session.shares("judge"),
     )
     max_tokens, seed = config.rollout.max_tokens, config.seed
     key = f"{engine} {seed} {max_tokens} {judge.model_dump_json()}"

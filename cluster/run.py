@@ -22,6 +22,7 @@ from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
+from cluster.placement_config import asked
 from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
@@ -169,9 +170,7 @@ def new_run(config: RunConfig, name: str) -> Iterator[tuple[Console, Path]]:
 
 def make_session(config: RunConfig, console: Console) -> Session:
     """The run's Ray session."""
-    return Session(
-        num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
-    )
+    return Session(num_threads=config.num_threads, console=console, asked=asked(config))
 
 
 def prepare(

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -25,13 +25,17 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
+from cluster.attach import runtime_env
 from cluster.console import Console
 from cluster.offline import OFFLINE
+from cluster.placement import ROLES, Plan, Request
+from cluster.placement_config import Asked
+from cluster.placement_ray import Reservation, reserve
+from cluster.placement_text import lines
 from rewards.base import Judge
 from trainers.batch import Row
+from trainers.data.errors import UserError
 from trainers.roles import Role
-
-NUM_ROLES = 5
 
 
 @dataclass(slots=True)
@@ -103,12 +107,25 @@ class TrainGroup:
 
 
 class Session:
-    """Starts Ray and the actors, on first use of each role."""
+    """Starts Ray and the actors, on first use of each role.
 
-    def __init__(self, *, num_threads: int | None = None, console: Console, num_ranks: int = 1):
+    What is `asked` for is reserved and printed at the start; a session of a verb that trains
+    nothing asks for nothing, and its roles share one GPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_threads: int | None = None,
+        console: Console,
+        num_ranks: int = 1,
+        asked: Asked | None = None,
+    ):
         self.console = console
         self.num_threads = num_threads or max(1, len(os.sched_getaffinity(0)))
-        self.num_ranks = num_ranks
+        self._asked = asked or _together(num_ranks)
+        self._announced = asked is not None
+        self._reservation: Reservation | None = None
         self._groups: dict[str, TrainGroup] = {}
         self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
@@ -116,19 +133,60 @@ class Session:
 
     def __enter__(self) -> Session:
         self._owns_ray = not ray.is_initialized()
+        address = os.environ.get("RAY_ADDRESS")
         if self._owns_ray:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": self._environment()},
-            )
+            try:
+                ray.init(
+                    address=address,
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    runtime_env=runtime_env(self._environment()),
+                )
+            except ConnectionError as error:
+                raise UserError(
+                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one "
+                    "with `ray start --head`, or unset the variable to run on this machine"
+                ) from None
+        if self._announced:
+            try:
+                self.announce()
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._owns_ray:
             ray.shutdown()
+        elif self._reservation is not None:
+            self._reservation.release()
+
+    @property
+    def reservation(self) -> Reservation:
+        """The GPUs that the session holds; asked for at first use."""
+        if self._reservation is None:
+            self._reservation = reserve(
+                self._asked.requests,
+                self._asked.colocate,
+                wait_seconds=self._asked.wait_seconds,
+                say=self.console.line,
+            )
+        return self._reservation
+
+    @property
+    def plan(self) -> Plan:
+        """The map role -> rank -> node -> GPU."""
+        return self.reservation.plan
+
+    def announce(self) -> None:
+        """Print the map."""
+        for line in lines(self.plan, self.reservation.ids):
+            self.console.line(f"placement: {line}")
+
+    def shares(self, role: str) -> bool:
+        """Whether another role's process may be on a device of this role."""
+        return self.plan.shares(role)
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -137,20 +195,16 @@ class Session:
             "KMP_BLOCKTIME": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
             # Without a GPU vLLM compiles a trifle for seconds at the first request.
-            **({} if torch.cuda.is_available() else {"TORCH_COMPILE_DISABLE": "1"}),
+            **({"TORCH_COMPILE_DISABLE": "1"} if _on_cpu() else {}),
             "TOKENIZERS_PARALLELISM": "false",
         }
 
-    def _options(self) -> dict[str, Any]:
-        """On a GPU machine the roles share the GPUs evenly; on a CPU nothing is reserved."""
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        share = min(1.0, gpus / (NUM_ROLES + 2 * (self.num_ranks - 1))) if gpus else 0.0
-        return {"num_cpus": 0, "num_gpus": share}
-
-    def _start(self, actor: type, num_threads: int | None = None, **kwargs: Any) -> Any:
+    def _start(
+        self, actor: type, role: str, seat: int = 0, num_threads: int | None = None, **kwargs: Any
+    ) -> Any:
         return (
             ray.remote(actor)
-            .options(**self._options())
+            .options(**self.reservation.options(role, seat))
             .remote(num_threads=num_threads or self.num_threads, **kwargs)
         )
 
@@ -164,13 +218,14 @@ class Session:
 
     def _create_trainer(self, role: Role) -> TrainGroup:
         if role not in self._groups:
-            self._groups[role] = self._ranks(self.num_ranks, self.num_threads)
+            number = sum(seat.role == role for seat in self.plan.seats) or 1
+            self._groups[role] = self._ranks(role, number, self.num_threads)
         return self._groups[role]
 
-    def _ranks(self, number: int, num_threads: int) -> TrainGroup:
+    def _ranks(self, role: str, number: int, num_threads: int) -> TrainGroup:
         return TrainGroup(
             [
-                self._start(TrainActor, num_threads, rank=rank, world_size=number)
+                self._start(TrainActor, role, rank, num_threads, rank=rank, world_size=number)
                 for rank in range(number)
             ]
         )
@@ -193,7 +248,8 @@ class Session:
         fast as one rank with all the threads.
         """
         on_gpu = torch.cuda.is_available()
-        group = self._ranks(1 if on_gpu else self.num_threads, self.num_threads if on_gpu else 1)
+        number, threads = (1, self.num_threads) if on_gpu else (self.num_threads, 1)
+        group = self._ranks("builder", number, threads)
         try:
             group.connect()
             yield group
@@ -210,7 +266,7 @@ class Session:
             "writer": TextActor,
         }
         if role not in self._single:
-            self._single[role] = self._start(classes[role])
+            self._single[role] = self._start(classes[role], role)
         return self._single[role]
 
     def has(self, role: str) -> bool:
@@ -229,7 +285,8 @@ class Session:
         self._tenants[role] = TrainGroup(self.trainer(base).actors, tenant=True)
 
     def load_rollout(self, spec: EngineSpec) -> None:
-        """Start the rollout engine."""
+        """Start the rollout engine; it only sleeps where it shares its GPU."""
+        spec = replace(spec, sleep=spec.sleep and self.shares("rollout"))
         ray.get(self.actor("rollout").load.remote(spec))
 
     def load_judge(self, make: Callable[[], Judge]) -> str:
@@ -287,3 +344,18 @@ class Session:
             ray.get(self._groups[role].call("unload"))
         if role in self._single:
             ray.get(self._single[role].unload.remote())
+
+
+def _together(num_ranks: int) -> Asked:
+    """All roles on the GPUs of the trained copies."""
+    requests = tuple(
+        Request(role, num_ranks if role in ("policy", "critic") else 1) for role in ROLES
+    )
+    return Asked(requests, (ROLES,))
+
+
+def _on_cpu() -> bool:
+    """Whether the actors compute on a CPU; a cluster's driver may be on a machine without a GPU."""
+    if "RAY_ADDRESS" in os.environ:
+        return torch.version.cuda is None
+    return not torch.cuda.is_available()
