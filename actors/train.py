@@ -35,6 +35,7 @@ from actors.modules import (
     save_score_head,
 )
 from actors.parking import Parking
+from actors.ranks import over_ranks
 from actors.scoring import score_rows
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
@@ -325,7 +326,6 @@ class TrainActor:
         encoded = {id(row): encode_row(row, self.processing) for group in groups for row in group}
         parts: list[Metrics] = []
         steps_before = self.steps
-        first: Metrics | None = None
         order = list(range(len(groups)))
         shuffler = random.Random(seed)
         for _ in range(optimisation.epochs):
@@ -333,11 +333,11 @@ class TrainActor:
             for start in range(0, len(order), optimisation.minibatch_size):
                 chosen = [groups[i] for i in order[start : start + optimisation.minibatch_size]]
                 batches = self._micro_batches(chosen, encoded)
-                metrics = self._step(batches, method, optimisation)
-                parts.append(metrics)
-                first = first or metrics
+                parts.append(self._step(batches, method, optimisation))
+        parts = over_ranks(parts, self.world_size)
         means = metric_means(add_metrics(parts))
-        means |= {f"first/{name}": value for name, value in metric_means(first or {}).items()}
+        first = metric_means(parts[0] if parts else {})
+        means |= {f"first/{name}": value for name, value in first.items()}
         means["steps"] = float(self.steps - steps_before)
         means["train_seconds"] = time.perf_counter() - started
         torch.set_num_threads(self.num_threads)

@@ -19,7 +19,7 @@ from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
 from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
 from cluster.session import Session
-from cluster.writer import writer_folder
+from cluster.text_model import writer_folder
 from rewards.base import JudgeItem, Judgement, component_means, scored
 from trainers.batch import Row
 from trainers.comparison import CurvePoint, PhaseSpan

@@ -94,6 +94,11 @@ class Plan:
         """Where a process works; None for one that was not asked for."""
         return self._by_process.get((role, rank))
 
+    def num_ranks(self, role: str) -> int:
+        """Processes of a role; a copy that was not asked for is in those of the policy."""
+        number = sum(seat.role == role for seat in self.seats)
+        return number or sum(seat.role == "policy" for seat in self.seats) or 1
+
     def shares(self, role: str) -> bool:
         """Whether a process of another role may work on a device of this one. Without GPUs there is
         one device, which all roles share; so does a role that was not asked for.

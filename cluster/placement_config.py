@@ -142,7 +142,7 @@ def role_requests(config: RunConfig, roles: Iterable[str]) -> tuple[Request, ...
 
 def roles_of(config: RunConfig) -> set[str]:
     """The roles that have processes in a run of this configuration."""
-    from cluster.writer import writer_folder
+    from cluster.text_model import writer_folder
     from trainers.registry import make_method
 
     method = make_method(config.method)

@@ -32,6 +32,7 @@ from cluster.placement import ROLES, Plan, Request
 from cluster.placement_config import Asked
 from cluster.placement_ray import Reservation, reserve
 from cluster.placement_text import lines
+from cluster.rollouts import RolloutGroup
 from rewards.base import Judge
 from trainers.batch import Row
 from trainers.data.errors import UserError
@@ -218,7 +219,7 @@ class Session:
 
     def _create_trainer(self, role: Role) -> TrainGroup:
         if role not in self._groups:
-            number = sum(seat.role == role for seat in self.plan.seats) or 1
+            number = self.plan.num_ranks(role)
             self._groups[role] = self._ranks(role, number, self.num_threads)
         return self._groups[role]
 
@@ -258,7 +259,9 @@ class Session:
                 ray.kill(actor)
 
     def actor(self, role: str) -> Any:
-        """The single actor of `rollout`, `judge`, `reference` or `writer`."""
+        """The single actor of `rollout`, `judge`, `reference` or `writer`; several rollout engines
+        are a group with the same calls.
+        """
         classes = {
             "rollout": RolloutActor,
             "judge": JudgeActor,
@@ -266,7 +269,10 @@ class Session:
             "writer": TextActor,
         }
         if role not in self._single:
-            self._single[role] = self._start(classes[role], role)
+            number = max(1, sum(seat.role == role for seat in self.plan.seats))
+            threads = max(1, self.num_threads // number)
+            actors = [self._start(classes[role], role, rank, threads) for rank in range(number)]
+            self._single[role] = actors[0] if number == 1 else RolloutGroup(actors)
         return self._single[role]
 
     def has(self, role: str) -> bool:
@@ -321,7 +327,12 @@ class Session:
             f"{role}/{rank}": actor
             for role, group in self._groups.items()
             for rank, actor in enumerate(group.actors)
-        } | self._single
+        }
+        for role, actor in self._single.items():
+            if isinstance(actor, RolloutGroup):
+                processes |= {f"{role}/{rank}": each for rank, each in enumerate(actor.actors)}
+            else:
+                processes[role] = actor
         return {name: actor.end_phase.remote(phase) for name, actor in processes.items()}
 
     def object_store_bytes(self) -> int:
