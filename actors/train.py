@@ -474,14 +474,17 @@ class TrainActor:
         All ranks must call it together under ZeRO-3; only rank 0 returns buckets.
         """
         self._require_awake()
-        tensors = checkpoint_tensors(self._engine.module.vlm, gather=self.spec.zero_stage == 3)
-        return make_buckets(tensors, bucket_bytes, checked=checked) if self.rank == 0 else []
+        return make_buckets(self._weights(), bucket_bytes, checked=checked)
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        vlm, gather = self._engine.module.vlm, self.spec.zero_stage == 3
+        return checkpoint_tensors(vlm, gather=gather, keep=self.rank == 0)
 
     def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
         """Write a Hugging Face folder with processor (and score head) that vLLM can load."""
         self._require_awake()
         module = self._engine.module
-        state = dict(checkpoint_tensors(module.vlm, gather=self.spec.zero_stage == 3))
+        state = dict(self._weights())
         if self.rank != 0:
             return
         from safetensors.torch import save_file

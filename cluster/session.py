@@ -103,7 +103,7 @@ class Session:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
+                address=os.environ.get("RAY_ADDRESS", "local"),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-How = Literal["kill", "freeze", "pause", "judge", "corrupt", "disk"]
+How = Literal["kill", "freeze", "pause", "judge", "corrupt", "disk", "node"]
 """SIGKILL; SIGSTOP; SIGSTOP and SIGCONT after a moment; a bad judge function; bytes changed where
-they wait to be fetched; a full disk."""
+they wait to be fetched; a full disk; SIGKILL to a node's raylet."""
 
 
 @dataclass(frozen=True)
@@ -186,3 +186,16 @@ def disks() -> list[Fault]:
 
 
 CATALOGUE = [*kills(), *trainers(), *freezes(), *judges(), *transit(), *disks()]
+
+
+def nodes() -> list[Fault]:
+    """A node of the cluster that dies, with the processes on it (`tests/faults/two_nodes.py`)."""
+    return [
+        Fault("rollout", "generate", "node", detail="raylet killed"),
+        Fault("judge", "judge", "node", detail="raylet killed"),
+        Fault("reference", "logprobs", "node", detail="raylet killed"),
+    ]
+
+
+ALL = [*CATALOGUE, *nodes()]
+"""With those that need a cluster of their own."""
