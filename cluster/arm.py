@@ -51,3 +51,9 @@ class Arm:
         if self.ledger is not None and name in PHASES:
             with self.clock.phase("ledger"):
                 self.ledger.end_phase(self.round, name)
+
+    def stopped(self, reason: str) -> None:
+        """The run cannot go on: keep why, and what the ledger has up to here."""
+        self.result.failure = reason
+        if self.ledger is not None:
+            self.result.memory = self.ledger.summary(self.result.memory)

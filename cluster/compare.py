@@ -219,7 +219,7 @@ def run_one(run: CompareRun, name: str) -> None:
                 metrics, run.captions[name] = run.held_out.full(session, arm.method.ask)
             arm.result.metrics = dict(metrics)
     except RunStoppedError as error:
-        arm.result.failure = str(error)
+        arm.stopped(str(error))
         console.warn(str(error))
     except KeyboardInterrupt:
         arm.result.failure = "interrupted"

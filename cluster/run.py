@@ -239,7 +239,7 @@ def finish(run: Run, work: Callable[[], None]) -> int:
         with surfaced():
             work()
     except RunStoppedError as error:
-        arm.result.failure = str(error)
+        arm.stopped(str(error))
         console.warn(str(error))
         code = 1
     except BaseException as error:

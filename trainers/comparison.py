@@ -145,6 +145,10 @@ class MethodResult(_Model):
     failure: str | None = None
     """Why the arm stopped early; null for an arm that finished."""
 
+    def training_bytes(self) -> int:
+        """Bytes of the copies that the training step needs, between its steps."""
+        return sum(sum(self.bytes_by_copy.get(copy, {}).values()) for copy in self.copies_train)
+
 
 class Comparison(_Model):
     """The whole of `compare.json`."""

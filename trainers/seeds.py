@@ -126,18 +126,22 @@ def _metric(seeds: Seeds, name: str, seed: int, metric: str) -> float | None:
 
 
 def markdown(seeds: Seeds, outcomes: Sequence[Outcome]) -> str:
-    """Both tables as Markdown: arms with mean and range over seeds, then the orderings."""
+    """Both tables as Markdown: arms with mean and range over seeds, then the orderings.
+
+    Copies are those in training and in the loop; MB what the former hold between steps, peak MB the
+    device's bytes of all processes in the training phase.
+    """
     rates = {
         "CHAIR_i": "chair_i",
         "recall": "recall",
         "POPE acc.": "pope_accuracy",
         "POPE yes": "pope_yes_ratio",
     }
-    head = ["arm", "method", "judge", "copies", *rates, "MB, training", "core-s", "seeds"]
+    head = ["arm", "method", "judge", "copies", *rates, "MB", "peak MB", "core-s", "seeds"]
     lines = [_row(head), _row(["---"] * 4 + ["---:"] * (len(head) - 4))]
     start = [seeds.bases[seed].base.metrics for seed in seeds.seeds]
     cells = [_rate([metrics.get(key) for metrics in start]) for key in rates.values()]
-    lines.append(_row([f"*{BASE}*", "", "", "", *cells, "", "", str(len(start))]))
+    lines.append(_row([f"*{BASE}*", "", "", "", *cells, "", "", "", str(len(start))]))
     for name, by_seed in seeds.arms.items():
         done = [result for result in by_seed.values() if result.failure is None]
         stopped = len(by_seed) - len(done)
@@ -151,6 +155,7 @@ def markdown(seeds: Seeds, outcomes: Sequence[Outcome]) -> str:
                     any_one.judge or "none",
                     f"{len(any_one.copies_train)} / {len(any_one.copies_loop)}",
                     *(_rate([r.metrics.get(key) for r in done]) for key in rates.values()),
+                    _number([r.training_bytes() for r in done], 1e-6, digits=1),
                     _number([r.memory.device_bytes_by_phase.get("train") for r in done], 1e-6),
                     _number([sum(r.core_seconds.values()) or None for r in done], 1.0),
                     count,
@@ -184,9 +189,9 @@ def _rate(values: Sequence[float | None]) -> str:
     return _spread(values, lambda value: f"{100 * value:.1f}")
 
 
-def _number(values: Sequence[float | None], factor: float) -> str:
+def _number(values: Sequence[float | None], factor: float, digits: int = 0) -> str:
     known = [value * factor for value in values if value is not None]
-    return f"{fmean(known):.0f}" if known else "-"
+    return f"{fmean(known):.{digits}f}" if known else "-"
 
 
 def _spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:

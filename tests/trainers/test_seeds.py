@@ -61,7 +61,7 @@ def test_the_table_has_mean_and_range():
     runs = [comparison(0, {"dpo": 0.1}), comparison(1, {"dpo": 0.2})]
     seeds = gather(runs)
     row = next(line for line in markdown(seeds, []).splitlines() if line.startswith("| dpo"))
-    assert "| 15.0 (10.0 to 20.0) |" in row and "| 1 / 2 |" in row and "| 3 | 2 |" in row
+    assert "| 15.0 (10.0 to 20.0) |" in row and "| 1 / 2 |" in row and "| 0.0 | - | 3 | 2 |" in row
 
 
 def test_runs_of_one_seed_join_their_arms():
