@@ -126,6 +126,18 @@ class RolloutActor:
         tensors = [pair for bucket in buckets for pair in open_bucket(bucket)]
         return self.engine.update_weights(tensors)
 
+    def version(self) -> int:
+        """How many weight syncs the engine has had: the policy's version in the records."""
+        return self.engine.version
+
+    def set_version(self, version: int) -> None:
+        """Count on from `version`, as a run does that goes on from a checkpoint."""
+        self.engine.version = version
+
+    def forget_requests(self) -> None:
+        """Empty the engine's caches."""
+        self.engine.memory.forget_requests()
+
     def sleep(self) -> int:
         """Send the engine off the device until `wake_up`. Returns the bytes moved."""
         self.meter.note("rollout_engine", self.engine.memory.on_device())

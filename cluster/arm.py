@@ -30,6 +30,8 @@ class Arm:
     result: MethodResult = field(default_factory=MethodResult)
     ledger: Ledger | None = None
     round: int = 0
+    judge_dirs: tuple[str, ...] = ()
+    """Model folders of the judge."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

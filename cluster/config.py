@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cluster.arms import DEFAULT_ARMS, expand_arms
+from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
 from rewards.config import JudgeCheckConfig, JudgeConfig
 from trainers.config import (
@@ -286,6 +287,7 @@ class RunConfig(Settings):
     negatives: NegativesConfig = NegativesConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per actor; by default as many as there are cores."""
 
@@ -374,6 +376,7 @@ class CompareConfig(Settings):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     num_threads: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ from trainers.ledger import (
     binding_phase,
     copies_at,
     phase_bytes,
+    read_rows,
     write_rows,
 )
 from trainers.roles import Copy
@@ -36,12 +37,12 @@ class Ledger:
     def __init__(self, session: Session, copies: tuple[Copy, ...], folder: Path):
         self.session = session
         self.path = folder / FILE
-        self.path.unlink(missing_ok=True)
         # The judge's model is the method's own reward copy, or a shared one.
         self._names = {} if any(c.role == "reward" for c in copies) else {"reward": "judge"}
         self._objects: int | None = None
         self._asked: list[tuple[int, str, dict[str, Any], int | None]] = []
-        self.rows: list[LedgerRow] = []
+        # Of a run that goes on from a checkpoint; what came after that has been cut off.
+        self.rows: list[LedgerRow] = read_rows(self.path) if self.path.is_file() else []
         """Of the phases before the last; of all once `fetch` was called."""
 
     def count_objects(self, round: int) -> None:
