@@ -72,18 +72,32 @@ def kills() -> list[Fault]:
 
 
 def trainers() -> list[Fault]:
-    """kill -9 of a trainer: without a checkpoint the run ends with one line."""
-    message = r"(policy|critic) \(rank 0, pid \d+ on .*\) ended unexpectedly"
-    stopped: dict[str, Any] = {"ends": "stopped", "message": message}
+    """kill -9 of a trainer: the run goes back to its last checkpoint, or says that it has none."""
+    message = (
+        r"policy \(rank 0, pid \d+ on .*\) ended unexpectedly in .* There is no checkpoint to go "
+        r"back to; set checkpoint\.every=1"
+    )
     return [
-        Fault("policy", "logprobs", "kill", **stopped, method="ppo"),
-        Fault("policy", "train", "kill", "train:", **stopped),
-        Fault("policy", "sync", "kill", **stopped),
-        Fault("policy", "parity", "kill", **stopped),
-        Fault("policy", "generate", "kill", **stopped, detail="idle"),
-        Fault("critic", "train", "kill", "train:", method="ppo", **stopped),
-        Fault("critic", "logprobs", "kill", method="ppo", **stopped),
-        Fault("policy", "train", "kill", "train:", method="nsft", **stopped),
+        Fault("policy", "logprobs", "kill", method="ppo"),
+        Fault("policy", "train", "kill", "train:"),
+        Fault("policy", "train", "kill", "train:", detail="before a checkpoint", round=1),
+        Fault("policy", "sync", "kill"),
+        Fault("policy", "parity", "kill"),
+        Fault("policy", "checkpoint", "kill"),
+        Fault("policy", "generate", "kill", detail="idle"),
+        Fault("critic", "train", "kill", "train:", method="ppo"),
+        Fault("critic", "logprobs", "kill", method="ppo"),
+        Fault("policy", "train", "kill", "train:", method="nsft"),
+        Fault(
+            "policy",
+            "train",
+            "kill",
+            "train:",
+            ends="stopped",
+            message=message,
+            settings={"checkpoint": {"every": 0}},
+            detail="without checkpoints",
+        ),
     ]
 
 
