@@ -62,6 +62,11 @@ class Clock:
         finally:
             self.spans.append((name, begun - self.start, time.perf_counter() - self.start))
 
+    def go_on(self, spans: Sequence[tuple[str, float, float]]) -> None:
+        """Continue an earlier clock: its spans, and time from its end on."""
+        self.spans = list(spans)
+        self.start = time.perf_counter() - max((end for _, _, end in spans), default=0.0)
+
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, summed over its spans."""
         totals: dict[str, float] = {}

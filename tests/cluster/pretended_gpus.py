@@ -61,12 +61,12 @@ def refusal(requests: list[Request], **kwargs: Any) -> str:
 def one(console: Console) -> dict[str, Any]:
     ray.init(num_gpus=3, num_cpus=2, include_dashboard=False, log_to_driver=False)
     asked = Asked((Request("policy", 2), Request("rollout"), Request("judge")))
-    with Session(console=console, num_threads=1, asked=asked) as session:
+    with Session(console=console, num_threads=1, demand=asked) as session:
         result = {"seen": seen(session, asked)}
         # Two of the three are held, and the session's own plan holds all: nobody gives one back.
         result["held"] = refusal([Request("policy", 2)], wait_seconds=1.0)
         result["too_many"] = refusal([Request("policy", 4)], wait_seconds=1.0)
-    with Session(console=console, num_threads=1, asked=asked) as session:  # all were given back
+    with Session(console=console, num_threads=1, demand=asked) as session:  # all were given back
         result["again"] = seen(session, asked)
     return result
 
@@ -79,7 +79,7 @@ def two(console: Console) -> dict[str, Any]:
     os.environ["RAY_ADDRESS"] = cluster.address
     requests = (Request("policy", 6), Request("rollout", 2, 2), Request("judge"))
     asked = Asked(requests, (("policy", "rollout"),))
-    with Session(console=console, num_threads=1, asked=asked) as session:
+    with Session(console=console, num_threads=1, demand=asked) as session:
         return {
             "seen": seen(session, asked),
             "nodes": [node.id for node in session.plan.nodes],
