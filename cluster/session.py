@@ -138,7 +138,7 @@ class Session:
         if self._owns_ray:
             try:
                 ray.init(
-                    address=address,
+                    address=address or "local",  # else Ray joins whatever runs here
                     include_dashboard=None if address else False,
                     log_to_driver=False,
                     logging_level="ERROR",

@@ -14,6 +14,9 @@ from typing import Any
 
 import ray
 
+# Not by PYTHONPATH, which the cluster's nodes would inherit: their workers have to be sent it.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from cluster.console import Console
 from cluster.placement import Request
 from cluster.placement_config import Asked
@@ -59,7 +62,7 @@ def refusal(requests: list[Request], **kwargs: Any) -> str:
 
 
 def one(console: Console) -> dict[str, Any]:
-    ray.init(num_gpus=3, num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_gpus=3, num_cpus=2, include_dashboard=False, log_to_driver=False)
     asked = Asked((Request("policy", 2), Request("rollout"), Request("judge")))
     with Session(console=console, num_threads=1, asked=asked) as session:
         result = {"seen": seen(session, asked)}

@@ -1,0 +1,83 @@
+"""Two vLLM engines answer as one does, and take the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.engine import EngineSpec
+from actors.weight_sync import make_buckets
+from cluster.placement import Request
+from cluster.placement_config import Asked
+from cluster.rollouts import RolloutGroup, contiguous, part_seed
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def engines(shared_session, tiny_model, store):
+    """One engine, and two as a group, all of the same model."""
+    from cluster.session import Session
+
+    asked = Asked((Request("policy"), Request("rollout", 2)))
+    session = Session(num_threads=1, console=shared_session.console, asked=asked)
+    spec = EngineSpec(model_dir=tiny_model, image_root=str(store.root), kv_cache_mib=32)
+    for each in (shared_session, session):
+        each.load_rollout(spec)
+    group = session.actor("rollout")
+    assert isinstance(group, RolloutGroup) and len(group.actors) == 2
+    yield shared_session.actor("rollout"), group
+    for actor in group.actors:
+        ray.kill(actor)
+
+
+def ask(engine: Any, samples: Any, **kwargs: Any) -> tuple[list[Any], list[Any]]:
+    settings = {"num_rollouts_per_prompt": 3, "max_tokens": 12, "temperature": 1.0, "seed": 7}
+    return ray.get(engine.generate.remote(samples, **settings | kwargs))
+
+
+def same(one: list[Any], other: list[Any]) -> None:
+    assert [r.id for r in one] == [r.id for r in other]
+    assert [r.token_ids for r in one] == [r.token_ids for r in other]
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_greedy_answers_are_those_of_one_engine(engines, samples):
+    one, two = engines
+    same(ask(one, samples, temperature=0.0)[0], ask(two, samples, temperature=0.0)[0])
+
+
+def test_sampled_answers_are_those_of_one_engine_that_is_asked_part_by_part(engines, samples):
+    one, two = engines
+    parts = contiguous(samples, 2)
+    expected = [ask(one, part, seed=part_seed(7, k))[0] for k, part in enumerate(parts)]
+    found, dropped = ask(two, samples)
+    same(expected[0] + expected[1], found)
+    assert not dropped
+    same(found, ask(two, samples)[0])  # equal seeds, equal answers
+    assert ask(two, samples[:1])[0]  # fewer prompts than engines
+
+
+def test_a_sync_reaches_both(engines, samples, tiny_model):
+    from safetensors.torch import load_file
+
+    one, two = engines
+    weights = load_file(f"{tiny_model}/model.safetensors")
+    buckets = ray.put(make_buckets([(n, t * 0.9) for n, t in weights.items()], 2**20))
+    before = ray.get(one.conditions.remote())
+    ray.get(one.update_weights.remote(buckets))
+    version = ray.get(two.update_weights.remote(buckets))
+    found, _ = ask(two, samples, temperature=0.0)
+    assert {r.policy_version for r in found} == {version}
+    same(ask(one, samples, temperature=0.0)[0], found)
+    assert ray.get(two.conditions.remote()) == before
+    memory = [ray.get(each.memory.remote()) for each in (one, two)]
+    assert memory[1] == {kind: 2 * size for kind, size in memory[0].items()}
+    actor = two.actors[1]
+    ray.get(actor.update_weights.remote(buckets))  # one engine gets a sync that the other does not
+    with pytest.raises(RuntimeError, match="engines are at versions"):
+        ray.get(two.update_weights.remote(buckets))
