@@ -144,6 +144,7 @@ def run_arm(
         with arm.phase("sync"):
             sync(session, arm)
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
+    session.traffic.take()  # what loading took is no round's
     rng = random.Random(arm.config.seed)
     metric = arm.config.eval.keep_best
     best = BestRound(arm, metric) if metric is not None and evaluate is not None else None
@@ -299,7 +300,8 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
     size = arm.config.train.bucket_mib * 2**20
     with at_work(session, arm, "policy"):
         references = session.trainer("policy").call("weight_buckets", size)
-        ray.wait(references, num_returns=len(references))
+        # They stay where they are: the engines fetch them, the driver's node need not.
+        ray.wait(references, num_returns=len(references), fetch_local=False)
     return references[0]
 
 
@@ -403,6 +405,7 @@ def report_round(
     )
     arm.result.curve.append(point)
     line = {"arm": arm.name, **point.model_dump(exclude={"extra"}), **metrics}
+    line |= session.traffic.take()
     with (arm.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     shown = {

@@ -21,34 +21,42 @@ class RolloutGroup:
 
     def __init__(self, actors: Sequence[Any]):
         self.actors = list(actors)
+        self.one_seed = False
+        """Whether each answer draws its own chance, so that parts need no seeds of their own."""
 
     def __getattr__(self, name: str) -> Call:
         if name not in JOINED:
             raise AttributeError(f"rollout engines have no call {name!r} as a group")
-        return Call(self.actors, name)
+        return Call(self, name)
 
 
 class Call:
     """One call of the group, to be made with `remote`."""
 
-    def __init__(self, actors: Sequence[Any], name: str):
-        self.actors, self.name = actors, name
+    def __init__(self, group: RolloutGroup, name: str):
+        self.group, self.name = group, name
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """A reference to what the engines' results are together."""
         if self.name in DEALT:
             results = self._deal(*args, **kwargs)
         else:
-            results = [getattr(actor, self.name).remote(*args, **kwargs) for actor in self.actors]
+            if self.name == "load":
+                self.group.one_seed = args[0].seeds == "answer"
+            actors = self.group.actors
+            results = [getattr(actor, self.name).remote(*args, **kwargs) for actor in actors]
         return ray.remote(num_cpus=0)(_join).remote(self.name, *results)
 
     def _deal(self, items: Sequence[Any], *args: Any, **kwargs: Any) -> list[Any]:
-        parts = contiguous(items, len(self.actors))
-        return [
-            getattr(actor, self.name).remote(part, *seeded(args, number), **seeded(kwargs, number))
-            for number, (actor, part) in enumerate(zip(self.actors, parts, strict=True))
-            if part or number == 0
-        ]
+        actors = self.group.actors
+        results = []
+        for number, part in enumerate(contiguous(items, len(actors))):
+            if not part and number:
+                break
+            seed_of = 0 if self.group.one_seed else number
+            call = getattr(actors[number], self.name)
+            results.append(call.remote(part, *seeded(args, seed_of), **seeded(kwargs, seed_of)))
+        return results
 
 
 def contiguous(items: Sequence[Any], number: int) -> list[Sequence[Any]]:

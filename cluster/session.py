@@ -33,6 +33,7 @@ from cluster.placement_config import Asked
 from cluster.placement_ray import Reservation, reserve
 from cluster.placement_text import lines
 from cluster.rollouts import RolloutGroup
+from cluster.traffic import Traffic
 from rewards.base import Judge
 from trainers.batch import Row
 from trainers.data.errors import UserError
@@ -127,6 +128,7 @@ class Session:
         self._asked = asked or _together(num_ranks)
         self._announced = asked is not None
         self._reservation: Reservation | None = None
+        self._traffic: Traffic | None = None
         self._groups: dict[str, TrainGroup] = {}
         self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
@@ -174,6 +176,13 @@ class Session:
                 say=self.console.line,
             )
         return self._reservation
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counts what passes through this process, from its first use on."""
+        if self._traffic is None:
+            self._traffic = Traffic()
+        return self._traffic
 
     @property
     def plan(self) -> Plan:

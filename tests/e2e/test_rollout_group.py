@@ -62,6 +62,19 @@ def test_sampled_answers_are_those_of_one_engine_that_is_asked_part_by_part(engi
     assert ask(two, samples[:1])[0]  # fewer prompts than engines
 
 
+def test_with_seeds_of_their_own_answers_do_not_depend_on_the_number(
+    shared_session, engines, samples, tiny_model, store
+):
+    one, two = engines
+    spec = EngineSpec(model_dir=tiny_model, image_root=str(store.root), seeds="answer")
+    for engine in (one, two):
+        ray.get(engine.load.remote(spec))
+    found, _ = ask(one, samples)
+    same(found, ask(two, samples)[0])
+    same(found[:9], ask(two, samples[:3])[0])
+    assert len({r.token_ids for r in found}) > 9  # answers to one prompt differ, too
+
+
 def test_a_sync_reaches_both(engines, samples, tiny_model):
     from safetensors.torch import load_file
 
