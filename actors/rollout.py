@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from actors.answers import DroppedSample, SegmentSettings, encode_answers, resample_segments
@@ -74,8 +75,11 @@ class RolloutActor:
                 dropped.append(DroppedSample(sample.id, str(error)))
                 continue
             noise = None if noise_step is None else ImageNoise(noise_step, sample.id)
+            own = answer_seed(seed, sample.id) if engine.spec.seeds == "answer" else None
             requests.append(
-                Request(sample.prompt, sample.images, num_rollouts_per_prompt, noise=noise)
+                Request(
+                    sample.prompt, sample.images, num_rollouts_per_prompt, noise=noise, seed=own
+                )
             )
             kept.append(sample)
         note(f"generate: read {len(requests)} prompts")
@@ -171,3 +175,10 @@ class RolloutActor:
         if self._engine is None:
             return {}
         return self.engine.memory.everywhere()
+
+
+def answer_seed(seed: int, sample_id: str) -> int:
+    """The seed of a sample's first answer, whatever else is asked in the same call; vLLM counts on
+    from it for the others.
+    """
+    return random.Random(f"{seed}/{sample_id}").randrange(2**31 - 2**16)

@@ -316,6 +316,8 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         bf16=config.train.bf16,
         seed=config.seed,
         sleep=config.rollout.sleep,
+        tensor_parallel=config.rollout.tensor_parallel,
+        seeds=config.rollout.seeds,
     )
 
 

@@ -40,6 +40,9 @@ class RolloutConfig(Settings):
     """Rollout engines; each answers its part of the prompts."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one engine, all on one node."""
+    seeds: Literal["call", "answer"] = "call"
+    """`answer`: chance is drawn for each answer by itself, so that the same answers come whatever
+    the number of engines; slower."""
     temperature: float = Field(default=1.0, gt=0, le=2)
     """At most 2, as vLLM allows."""
     max_tokens: int = Field(default=64, ge=1)

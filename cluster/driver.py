@@ -181,6 +181,7 @@ def _run_arm(
         with arm.phase("sync"):
             sync(session, arm)
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
+    session.traffic.take()  # what loading took is no round's
     try:
         for number in range(finished + 1, arm.config.rounds + 1):
             run_round(session, arm, source, evaluate, checkpoints, number, online=online)

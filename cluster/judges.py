@@ -138,7 +138,7 @@ class AskPolicy:
         self, prompts: Sequence[Prompt], words: Sequence[str]
     ) -> list[dict[str, float] | Failed]:
         """As `rewards.asking.Choose`."""
-        parts = dealt("choose", Call("choose", (prompts, words)), len(self.rollouts))
+        parts = dealt(Call("choose", (prompts, words)), len(self.rollouts))
         answers: list[dict[str, float] | Failed] = chained(
             ray.get(
                 [

@@ -27,11 +27,11 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
         Node(f"node-{index}", arguments.gpus or DEFAULT_GPUS)
         for index in range(arguments.nodes or 1)
     ]
+    method = make_method(config.method)
     begun = time.perf_counter()
     wanted = demand(config)
     found = plan(wanted.requests, nodes, wanted.colocate)
     seconds = time.perf_counter() - begun
-    method = make_method(config.method)
     ranks = {role: found.num_ranks(role) for role in method.trained}
     batches = derive(config, method, ranks)
     if arguments.json:

@@ -49,6 +49,7 @@ def report_round(
     )
     arm.result.curve.append(point)
     line = {"arm": arm.name, **point.model_dump(exclude={"extra"}), **metrics}
+    line |= session.traffic.take()
     with (arm.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     shown = {

@@ -37,6 +37,8 @@ class ServedGroup:
         self.may_replace, self.replaced, self.warn = may_replace, replaced, warn
         self.recipe = Recipe()
         """What brings a new process to where the others are; the same for all."""
+        self.one_seed = False
+        """Of engines: whether each answer has a seed of its own."""
 
     def handles(self) -> list[Any]:
         """Ray handles of living processes."""
@@ -55,14 +57,17 @@ class ServedGroup:
             DeadlineError: there was no answer in time. The process is killed; its next use starts a
                 new one.
         """
-        parts = dealt(name, Call(name, args, kwargs), len(self.processes))
+        if name == "load":
+            self.one_seed = getattr(args[0], "seeds", None) == "answer"
+        call = Call(name, args, kwargs)
+        parts = dealt(call, len(self.processes), one_seed=self.one_seed)
         begun = [
             (process, part, None if process.lost else _sent(process, part, stays))
             for process, part in zip(self.processes, parts, strict=True)
             if part is not None
         ]
         results = [self._result(*each, limit, stays) for each in begun]
-        self.recipe.note(Call(name, args, kwargs))
+        self.recipe.note(call)
         return results[0] if len(self.processes) == 1 else joined(name, results)
 
     def _result(

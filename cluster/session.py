@@ -40,6 +40,7 @@ from cluster.placement_text import lines
 from cluster.process import Asked, Process, write_whole
 from cluster.recipe import Recipe
 from cluster.served import ServedGroup
+from cluster.traffic import Traffic
 from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
 from trainers.data.errors import UserError
@@ -98,6 +99,7 @@ class Session:
         self._demand = demand or _together(num_ranks)
         self._announced = demand is not None
         self._reservation: Reservation | None = None
+        self._traffic: Traffic | None = None
         self._groups: dict[str, TrainGroup] = {}
         self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
@@ -158,6 +160,13 @@ class Session:
                 say=self.console.line,
             )
         return self._reservation
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counts what passes through this process, from its first use on."""
+        if self._traffic is None:
+            self._traffic = Traffic()
+        return self._traffic
 
     @property
     def plan(self) -> Plan:

@@ -15,15 +15,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).with_name("pretended_gpus.py")
 
 
-def run(what: str, log: Path) -> dict[str, Any]:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+def run(what: str, log: Path, **variables: str) -> dict[str, Any]:
+    ours = ("RAY_ADDRESS", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), what, str(log)],
         capture_output=True,
         text=True,
         timeout=500,
+        cwd=log.parent,
         # A cluster made of two local nodes has no token file to share.
-        env={**environment, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(SCRIPT.parents[2])},
+        env={**environment, "RAY_AUTH_MODE": "disabled", **variables},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -35,7 +37,8 @@ def gpus(found: dict[str, Any], role: str) -> list[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> dict[str, Any]:
-    return run("one", tmp_path_factory.mktemp("one") / "run.log")
+    log = tmp_path_factory.mktemp("one") / "run.log"
+    return run("one", log, PYTHONPATH=str(SCRIPT.parents[2]))
 
 
 def test_processes_see_their_own_gpus(one):

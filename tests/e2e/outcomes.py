@@ -10,6 +10,8 @@ from typing import Any
 MEASURED = {
     "config",
     "created",
+    "driver/bytes_received",
+    "driver/bytes_sent",
     "environment",
     "memory",
     "seconds",
