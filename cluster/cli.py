@@ -15,6 +15,9 @@ from cluster import eval_options
 from cluster.data_options import add_options as add_data_options
 from cluster.offline import go_offline
 from cluster.planner.options import EPILOG, add_options
+from cluster.submit_options import DESCRIPTION as SUBMIT
+from cluster.submit_options import EPILOG as SUBMIT_EPILOG
+from cluster.submit_options import add_submit_options
 from trainers.data.errors import UserError
 
 METHOD_NAMES = (
@@ -67,6 +70,7 @@ examples of each: examples/recipes
 """
 
 
+DEBUG = "all in this process, for breakpoint() and pdb; slower"
 REWARD = """
 quartet reward train pairs.jsonl --model VLM --output MODEL    settings: --epochs 1 --request TEXT
 quartet reward score answers.jsonl --judge MODEL --output scores.jsonl
@@ -120,10 +124,14 @@ def build_parser() -> argparse.ArgumentParser:
         "and so on (docs/judges.md)",
     )
 
+    train.add_argument("--debug", action="store_true", help=DEBUG)
+
     replay = verb("replay", "train from a run's recorded rollouts, without generating", OVERRIDES)
     replay.add_argument("run", help="folder of a run (or of one arm of a comparison)")
     replay.add_argument("--method", required=True, choices=METHOD_NAMES)
     replay.add_argument("--judge", help="judge the recorded responses anew with this judge")
+
+    replay.add_argument("--debug", action="store_true", help=DEBUG)
 
     synthesize = verb(
         "synthesize",
@@ -181,6 +189,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
+
+    add_submit_options(verb("submit", SUBMIT, SUBMIT_EPILOG))
 
     verb("doctor", "check this machine and environment")
     return parser
@@ -277,7 +287,7 @@ def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
     config = validate(RunConfig, values, arguments.config or "train")
     from cluster.run import train
 
-    return train(config)
+    return train(config, debug=arguments.debug)
 
 
 def _synthesize(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -302,7 +312,8 @@ def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.replay import replay
 
     values = _settings({}, None, extra)
-    return replay(Path(arguments.run), arguments.method, arguments.judge, values)
+    run = Path(arguments.run)
+    return replay(run, arguments.method, arguments.judge, values, debug=arguments.debug)
 
 
 def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -379,6 +390,12 @@ def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _submit(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.submit import run
+
+    return run(arguments)
+
+
 def _doctor(*_: object) -> int:
     from cluster.doctor import run
 
@@ -396,13 +413,14 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "reward": _reward,
     "data": _data,
     "report": _report,
+    "submit": _submit,
     "doctor": _doctor,
 }
 HELP = ("--help",)
 CONFIGURABLE = {
     "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base"),
-    "train": (*HELP, "--config", "--model", "--data", "--judge"),
-    "replay": (*HELP, "--method", "--judge"),
+    "train": (*HELP, "--config", "--model", "--data", "--judge", "--debug"),
+    "replay": (*HELP, "--method", "--judge", "--debug"),
     "reward": (
         *HELP,
         "--model",

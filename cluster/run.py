@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from cluster.compare import describe_environment, engine_spec, run_folder
 from cluster.config import RunConfig
 from cluster.config_text import to_yaml
 from cluster.console import Console
+from cluster.debug_session import DebugSession
 from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
@@ -57,15 +58,15 @@ class Run:
     judge_metrics: dict[str, float] = field(default_factory=dict)
 
 
-def train(config: RunConfig) -> int:
-    """One method, online. Returns the exit code."""
+def train(config: RunConfig, *, debug: bool = False) -> int:
+    """One method, online; with `debug` in this process alone. Returns the exit code."""
     check_inputs(config)
-    with new_run(config, config.name or config.method.name) as (console, folder):
+    with new_run(config, config.name or config.method.name, debug=debug) as (console, folder):
         store = ImageStore(folder / "images")
         data = read_data(config.data, store, console) if config.data.path else None
         if data is not None and config.model is not None:  # before anything slow starts
             data = data.fitting(Processing(config.model, store), config)
-        with make_session(config, console) as session:
+        with make_session(config, console, debug=debug) as session:
             run = prepare(session, config, folder, store)
             prompts: PromptSource
             if data is None:
@@ -160,18 +161,22 @@ def check_inputs(config: RunConfig) -> None:
 
 
 @contextmanager
-def new_run(config: RunConfig, name: str) -> Iterator[tuple[Console, Path]]:
-    """A run folder with its log. Failures become one line; see `cluster.failures.reported`."""
+def new_run(config: RunConfig, name: str, *, debug: bool = False) -> Iterator[tuple[Console, Path]]:
+    """A run folder with its log. Failures become one line; see `cluster.failures.reported`. With
+    `debug` they stay what they are, and no bar is in a debugger's way.
+    """
     folder = run_folder(config.output, name)
-    with Console(folder / "run.log") as console, reported(console, folder):
+    with (
+        Console(folder / "run.log", interactive=False if debug else None) as console,
+        nullcontext() if debug else reported(console, folder),
+    ):
         yield console, folder
 
 
-def make_session(config: RunConfig, console: Console) -> Session:
-    """The run's Ray session."""
-    return Session(
-        num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
-    )
+def make_session(config: RunConfig, console: Console, *, debug: bool = False) -> Session:
+    """The run's Ray session; with `debug` its actors are objects of this process."""
+    kind = DebugSession if debug else Session
+    return kind(num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks)
 
 
 def prepare(

@@ -25,6 +25,7 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
+from cluster.attach import attach
 from cluster.console import Console
 from cluster.offline import OFFLINE
 from rewards.base import Judge
@@ -117,13 +118,7 @@ class Session:
     def __enter__(self) -> Session:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": self._environment()},
-            )
+            attach(self._environment())
         return self
 
     def __exit__(self, *exception: object) -> None:
