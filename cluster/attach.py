@@ -18,7 +18,8 @@ def attach(environment: Mapping[str, str]) -> None:
     Raises:
         UserError: `RAY_ADDRESS` names a cluster that does not answer, or not to this token.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    # Without it Ray would look for a cluster that somebody started on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
     try:
         ray.init(
             address=address,
@@ -28,7 +29,7 @@ def attach(environment: Mapping[str, str]) -> None:
             runtime_env={"env_vars": own_variables(environment)},
         )
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        if address is None:
+        if address == "local":
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(

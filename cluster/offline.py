@@ -20,6 +20,9 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's name for whether other machines may join. With 0 a Ray that is started here listens on
 127.0.0.1 only; else on all addresses."""
 
+ON_LOOPBACK = {"QUARTET_HOST_IP": "127.0.0.1", "VLLM_HOST_IP": "127.0.0.1"}
+"""Where processes of one machine meet: DeepSpeed's ranks (`actors.rendezvous`) and vLLM's."""
+
 
 def go_offline() -> None:
     """Set every variable of `OFFLINE`, and `LOOPBACK`, that the user has not set. Call it before

@@ -27,7 +27,7 @@ from actors.train import TrainActor
 from actors.train_spec import TrainSpec
 from cluster.attach import attach
 from cluster.console import Console
-from cluster.offline import OFFLINE
+from cluster.offline import OFFLINE, ON_LOOPBACK
 from rewards.base import Judge
 from trainers.batch import Row
 from trainers.roles import Role
@@ -128,6 +128,7 @@ class Session:
     def _environment(self) -> dict[str, str]:
         return {
             **OFFLINE,
+            **({} if "RAY_ADDRESS" in os.environ else ON_LOOPBACK),
             "OMP_NUM_THREADS": str(self.num_threads),
             "KMP_BLOCKTIME": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",

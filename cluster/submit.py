@@ -80,16 +80,17 @@ def connect(address: str) -> Any:
     import ray.exceptions
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it leaves out
-
     try:
         try:
-            return JobSubmissionClient(address)
+            client = JobSubmissionClient(address)
         except ray.exceptions.AuthenticationError:
             token = local_token()
             if token is None:
                 raise
-            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+            client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+        # The client has just turned it on; it tells of every file that is not uploaded.
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        return client
     except ray.exceptions.AuthenticationError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
