@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.address import free_port, own_address
 from actors.conditions import trained_conditions
 from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
@@ -39,6 +38,7 @@ from actors.modules import (
 from actors.parking import Parking
 from actors.progress import note
 from actors.ranks import over_ranks
+from actors.rendezvous import join, listen
 from actors.scoring import score_rows
 from actors.spare_image import run_tower_always
 from actors.state_files import StateFiles
@@ -90,6 +90,7 @@ class TrainActor:
         self.rank, self.world_size = rank, world_size
         self.meter = PhaseMeter()
         self._parking = Parking()
+        self._listener: socket.socket | None = None
         self._engine: Any = None
         self._tenant: TrainActor | None = None
         self._base: list[Tensor] = []
@@ -101,22 +102,18 @@ class TrainActor:
         import deepspeed  # noqa: F401
 
     def address(self) -> tuple[str, int]:
-        """Host and free port of this process, for rank 0 to be the rendezvous."""
-        return own_address(), free_port()
+        """Where this process listens for the other ranks; for rank 0 to be asked."""
+        self._listener = listen()
+        host, port = self._listener.getsockname()
+        return host, port
 
     def connect(self, host: str, port: int) -> None:
         """Join the group of this role's ranks."""
-        os.environ.update(
-            RANK=str(self.rank),
-            LOCAL_RANK="0",
-            WORLD_SIZE=str(self.world_size),
-            MASTER_ADDR=host,
-            MASTER_PORT=str(port),
-        )
         import deepspeed
 
         load_extensions()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        join(backend, host, port, self.rank, self.world_size, self._listener)
         deepspeed.init_distributed(backend, verbose=False)
 
     def load(self, spec: TrainSpec, vlm: Any = None) -> None:

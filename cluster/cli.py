@@ -18,6 +18,9 @@ from cluster.method_names import COMPARED, METHOD_NAMES
 from cluster.offline import go_offline
 from cluster.planner import options as planner_options
 from cluster.preemption import Preempted
+from cluster.submit_options import DESCRIPTION as SUBMIT
+from cluster.submit_options import EPILOG as SUBMIT_EPILOG
+from cluster.submit_options import add_submit_options
 from trainers.data.errors import UserError
 
 OVERRIDES = """
@@ -54,6 +57,7 @@ examples of each: examples/recipes
 """
 
 
+DEBUG = "all in this process, for breakpoint() and pdb; slower"
 REWARD = """
 quartet reward train pairs.jsonl --model VLM --output MODEL    settings: --epochs 1 --request TEXT
 quartet reward score answers.jsonl --judge MODEL --output scores.jsonl
@@ -109,10 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
         "and so on (docs/judges.md)",
     )
 
+    train.add_argument("--debug", action="store_true", help=DEBUG)
+
     replay = verb("replay", "train from a run's recorded rollouts, without generating", OVERRIDES)
     replay.add_argument("run", help="folder of a run (or of one arm of a comparison)")
     replay.add_argument("--method", required=True, choices=METHOD_NAMES)
     replay.add_argument("--judge", help="judge the recorded responses anew with this judge")
+
+    replay.add_argument("--debug", action="store_true", help=DEBUG)
 
     synthesize = verb(
         "synthesize",
@@ -179,6 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("runs", nargs="+", help="folders of `quartet compare`, of any seeds")
     table.add_argument("--orderings", help="YAML: what is claimed of two arms, to be decided")
     table.add_argument("--output", help="Markdown file to write (default: standard output)")
+
+    add_submit_options(verb("submit", SUBMIT, SUBMIT_EPILOG))
 
     verb("doctor", "check this machine and environment")
     return parser
@@ -290,7 +300,7 @@ def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
     config = validate(RunConfig, values, arguments.config or "train")
     from cluster.run import train
 
-    return train(config)
+    return train(config, debug=arguments.debug)
 
 
 def _only_resume(arguments: argparse.Namespace, others: Sequence[str]) -> None:
@@ -323,7 +333,8 @@ def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.replay import replay
 
     values = _settings({}, None, extra)
-    return replay(Path(arguments.run), arguments.method, arguments.judge, values)
+    run = Path(arguments.run)
+    return replay(run, arguments.method, arguments.judge, values, debug=arguments.debug)
 
 
 def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -415,6 +426,12 @@ def _table(arguments: argparse.Namespace, _: list[str]) -> int:
     return table([Path(run) for run in arguments.runs], arguments.orderings, output)
 
 
+def _submit(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.submit import run
+
+    return run(arguments)
+
+
 def _doctor(*_: object) -> int:
     from cluster.doctor import run
 
@@ -433,13 +450,14 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "data": _data,
     "report": _report,
     "table": _table,
+    "submit": _submit,
     "doctor": _doctor,
 }
 HELP = ("--help",)
 CONFIGURABLE = {
     "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base", "--resume"),
-    "train": (*HELP, "--config", "--model", "--data", "--judge", "--resume"),
-    "replay": (*HELP, "--method", "--judge"),
+    "train": (*HELP, "--config", "--model", "--data", "--judge", "--resume", "--debug"),
+    "replay": (*HELP, "--method", "--judge", "--debug"),
     "reward": (
         *HELP,
         "--model",

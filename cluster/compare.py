@@ -26,6 +26,7 @@ from cluster.console import Console
 from cluster.driver import run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
+from cluster.home import home
 from cluster.negatives import rollout_source
 from cluster.placement_config import demand
 from cluster.placement_text import lines
@@ -342,7 +343,7 @@ def run_folder(output: str, name: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(100):
         suffix = f"-{attempt}" if attempt else ""
-        folder = Path(output).resolve() / f"{name}-{stamp}{suffix}"
+        folder = (home() / output).resolve() / f"{name}-{stamp}{suffix}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:

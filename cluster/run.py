@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from cluster.compare import describe_environment, engine_spec, run_folder
 from cluster.config import RunConfig
 from cluster.config_text import to_yaml
 from cluster.console import Console
+from cluster.debug_session import DebugSession
 from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
@@ -63,21 +64,22 @@ class Run:
     judge_metrics: dict[str, float] = field(default_factory=dict)
 
 
-def train(config: RunConfig, resumed: Path | None = None) -> int:
-    """One method, online; with the folder of a `resumed` run its next rounds. Returns the exit
-    code.
+def train(config: RunConfig, resumed: Path | None = None, *, debug: bool = False) -> int:
+    """One method, online; with the folder of a `resumed` run its next rounds, with `debug` in this
+    process alone. Returns the exit code.
 
     Raises:
         Preempted: SIGTERM stopped it; the folder can be resumed.
     """
     check_inputs(config)
-    with new_run(config, config.name or config.method.name, resumed) as (console, folder):
+    name = config.name or config.method.name
+    with new_run(config, name, resumed, debug=debug) as (console, folder):
         store = ImageStore(folder / "images")
         data = read_data(config.data, store, console) if config.data.path else None
         if data is not None and config.model is not None:  # before anything slow starts
             data = data.fitting(Processing(config.model, store), config)
         with (
-            make_session(config, console) as session,
+            make_session(config, console, debug=debug) as session,
             preemptible(f"quartet train --resume {folder}"),
         ):
             run = prepare(session, config, folder, store)
@@ -195,20 +197,25 @@ def check_inputs(config: RunConfig) -> None:
 
 @contextmanager
 def new_run(
-    config: RunConfig, name: str, resumed: Path | None = None
+    config: RunConfig, name: str, resumed: Path | None = None, *, debug: bool = False
 ) -> Iterator[tuple[Console, Path]]:
     """A run folder, or a `resumed` run's, with its settings and its log. Failures become one line;
-    see `cluster.failures.reported`.
+    see `cluster.failures.reported`. With `debug` they stay what they are, and no bar is in a
+    debugger's way.
     """
     folder = resumed or run_folder(config.output, name)
     write_atomic(folder / "config.yaml", to_yaml(config))
-    with Console(folder / "run.log") as console, reported(console, folder, new=resumed is None):
+    with (
+        Console(folder / "run.log", interactive=False if debug else None) as console,
+        nullcontext() if debug else reported(console, folder, new=resumed is None),
+    ):
         yield console, folder
 
 
-def make_session(config: RunConfig, console: Console) -> Session:
-    """The run's Ray session."""
-    return Session(
+def make_session(config: RunConfig, console: Console, *, debug: bool = False) -> Session:
+    """The run's Ray session; with `debug` its actors are objects of this process."""
+    kind = DebugSession if debug else Session
+    return kind(
         num_threads=config.num_threads,
         console=console,
         demand=demand(config),

@@ -28,11 +28,11 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
-from cluster.attach import runtime_env
+from cluster.attach import attach
 from cluster.console import Console
 from cluster.deadlines import DeadlinesConfig, Limit
 from cluster.group import TrainGroup
-from cluster.offline import OFFLINE
+from cluster.offline import OFFLINE, ON_LOOPBACK
 from cluster.placement import ROLES, Plan, Request
 from cluster.placement_config import Demand
 from cluster.placement_ray import Reservation, reserve
@@ -43,7 +43,6 @@ from cluster.served import ServedGroup
 from cluster.traffic import Traffic
 from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
-from trainers.data.errors import UserError
 from trainers.roles import Role
 
 
@@ -119,22 +118,8 @@ class Session:
 
     def __enter__(self) -> Session:
         self._owns_ray = not ray.is_initialized()
-        address = os.environ.get("RAY_ADDRESS")
         if self._owns_ray:
-            try:
-                ray.init(
-                    # Without an address Ray would join any cluster that was started here.
-                    address=address or "local",
-                    include_dashboard=None if address else False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    runtime_env=runtime_env(self._environment()),
-                )
-            except ConnectionError as error:
-                raise UserError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one "
-                    "with `ray start --head`, or unset the variable to run on this machine"
-                ) from None
+            attach(self._environment())
         if self._announced:
             try:
                 self.announce()
@@ -185,6 +170,7 @@ class Session:
     def _environment(self) -> dict[str, str]:
         return {
             **OFFLINE,
+            **({} if "RAY_ADDRESS" in os.environ else ON_LOOPBACK),
             "OMP_NUM_THREADS": str(self.num_threads),
             "KMP_BLOCKTIME": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
