@@ -153,8 +153,6 @@ class Session:
             self.actor(name).warm_up.remote()
 
     def _create_trainer(self, role: Role) -> TrainGroup:
-        if role in self._groups and self._groups[role].lost:
-            self.forget(role)
         if role not in self._groups:
             self._groups[role] = self.ranks(role, self.num_ranks, self.num_threads)
         return self._groups[role]
@@ -179,10 +177,17 @@ class Session:
         )
 
     def trainer(self, role: Role) -> TrainGroup:
-        """The DeepSpeed ranks of a trained role, connected to each other."""
+        """The DeepSpeed ranks of a trained role, connected to each other.
+
+        Raises:
+            ProcessLostError: one of them died since, and the copy with it.
+        """
+        group = self._tenants.get(role) or self._create_trainer(role)
+        for process in group.processes:
+            if process.lost:
+                raise ProcessLostError(process, "the meantime")
         if role in self._tenants:
-            return self._tenants[role]
-        group = self._create_trainer(role)
+            return group
         if role not in self._connected:
             group.connect()
             self._connected.add(role)
@@ -271,6 +276,8 @@ class Session:
     def load_trainer(self, role: Role, spec: TrainSpec) -> None:
         """Load `spec` on every rank of the role; what shared its base before is gone."""
         self._tenants.clear()
+        if role in self._groups and self._groups[role].lost:
+            self.forget(role)
         self.trainer(role).ask("load", spec, limit="load")
 
     def load_tenant(self, role: Role, base: Role, spec: TrainSpec) -> None:
@@ -300,15 +307,18 @@ class Session:
     def _move(self, role: str, name: str) -> int:
         if role in self._groups:
             return sum(self._groups[role].ask(name, limit="load"))
+        if name in ("park", "sleep") and self.process(role).lost:
+            self.recipes[role].note(Call(name))  # where the next one is to be
+            return 0
         return int(self.ask(role, name, limit="load"))
 
     def sleep(self, role: str) -> int:
         """Send the engine of `rollout` or `judge` off the device. Returns the bytes moved."""
-        return int(self.ask(role, "sleep", limit="load"))
+        return self._move(role, "sleep")
 
     def wake_up(self, role: str) -> int:
         """Bring that engine back. Returns the bytes moved."""
-        return int(self.ask(role, "wake_up", limit="load"))
+        return self._move(role, "wake_up")
 
     def processes(self) -> list[Process]:
         """All processes that were started."""
