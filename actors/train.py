@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.address import free_port, own_address
 from actors.conditions import trained_conditions
 from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
@@ -37,6 +38,7 @@ from actors.modules import (
 )
 from actors.parking import Parking
 from actors.progress import note
+from actors.ranks import over_ranks
 from actors.scoring import score_rows
 from actors.spare_image import run_tower_always
 from actors.state_files import StateFiles
@@ -100,11 +102,7 @@ class TrainActor:
 
     def address(self) -> tuple[str, int]:
         """Host and free port of this process, for rank 0 to be the rendezvous."""
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return socket.gethostbyname(socket.gethostname()), int(probe.getsockname()[1])
+        return own_address(), free_port()
 
     def connect(self, host: str, port: int) -> None:
         """Join the group of this role's ranks."""
@@ -337,7 +335,6 @@ class TrainActor:
         encoded = {id(row): encode_row(row, self.processing) for group in groups for row in group}
         parts: list[Metrics] = []
         steps_before = self.steps
-        first: Metrics | None = None
         order = list(range(len(groups)))
         shuffler = random.Random(seed)
         for _ in range(optimisation.epochs):
@@ -352,11 +349,11 @@ class TrainActor:
                     world_size=self.world_size,
                     size=self.spec.micro_batch_size,
                 )
-                metrics = self._step(batches, method, optimisation)
-                parts.append(metrics)
-                first = first or metrics
+                parts.append(self._step(batches, method, optimisation))
+        parts = over_ranks(parts, self.world_size)
         means = metric_means(add_metrics(parts))
-        means |= {f"first/{name}": value for name, value in metric_means(first or {}).items()}
+        first = metric_means(parts[0] if parts else {})
+        means |= {f"first/{name}": value for name, value in first.items()}
         means["steps"] = float(self.steps - steps_before)
         means["train_seconds"] = time.perf_counter() - started
         torch.set_num_threads(self.num_threads)

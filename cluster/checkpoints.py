@@ -267,7 +267,7 @@ class Checkpoints:
         buckets = ray.put(make_buckets(load_file(file).items(), size))
         with at_work(self.session, self.arm, "reference"):
             self.session.ask("reference", "refresh", buckets, limit="sync")
-        self.session.recipes["reference"].weights = lambda: Call("refresh", (buckets,))
+        self.session.served("reference").recipe.weights = lambda: Call("refresh", (buckets,))
 
 
 def set_result(result: MethodResult, saved: MethodResult) -> None:

@@ -16,7 +16,7 @@ from cluster import eval_options
 from cluster.data_options import add_options as add_data_options
 from cluster.method_names import COMPARED, METHOD_NAMES
 from cluster.offline import go_offline
-from cluster.planner.options import EPILOG, add_options
+from cluster.planner import options as planner_options
 from cluster.preemption import Preempted
 from trainers.data.errors import UserError
 
@@ -142,8 +142,12 @@ def build_parser() -> argparse.ArgumentParser:
     reward.add_argument("--max-model-len", type=_count, default=384)
     reward.add_argument("--json", action="store_true", help="bench: print JSON only")
 
-    plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
-    add_options(plan, METHOD_NAMES)
+    plan = verb(
+        "plan",
+        "what a method needs on which GPUs, before anything is rented",
+        planner_options.EPILOG,
+    )
+    planner_options.add_options(plan, METHOD_NAMES)
 
     bench = verb("bench", "what each method's training step really holds, next to the plan")
     bench.add_argument("what", choices=("memory",))
@@ -345,7 +349,15 @@ def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
     return evaluate_model(config, request.scenes, as_json=request.as_json)
 
 
-def _plan(arguments: argparse.Namespace, _: list[str]) -> int:
+def _plan(arguments: argparse.Namespace, extra: list[str]) -> int:
+    if arguments.placement:
+        from cluster.placement_show import run as show_placement
+
+        return show_placement(arguments, extra)
+    if extra or arguments.config:
+        raise UserError(f"plan: {extra[0] if extra else '--config'} needs --placement")
+    if arguments.model is None:
+        raise UserError("plan: --model is missing: a preset's name, or a folder with a config.json")
     from cluster.planner.show import run
 
     return run(arguments)
@@ -438,6 +450,7 @@ CONFIGURABLE = {
         "--json",
     ),
     "eval": (*HELP, *eval_options.OWN),
+    "plan": (*HELP, *planner_options.OWN),
     "synthesize": (*HELP, "--config", "--model", "--data", "--judge"),
 }
 """Verbs that take settings, with the options that are their own."""

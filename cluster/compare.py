@@ -18,6 +18,7 @@ from actors.engine import EngineSpec
 from cluster import base_model, judge_check, judges
 from cluster.arm import Arm
 from cluster.base_model import BuiltinModels, WorldRecipe
+from cluster.batches import describe_batches
 from cluster.compare_resume import Finished, read_finished, write_captions
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import to_yaml
@@ -26,6 +27,8 @@ from cluster.driver import run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
+from cluster.placement_config import demand
+from cluster.placement_text import lines
 from cluster.preemption import Preempted, preemptible
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
@@ -93,7 +96,7 @@ def compare(
         Session(
             num_threads=config.num_threads,
             console=console,
-            num_ranks=config.train.num_ranks,
+            demand=demand(*arms.values()),
             deadlines=config.deadlines,
         ) as session,
         preemptible(f"quartet compare --resume {folder}"),
@@ -230,6 +233,7 @@ def run_one(run: CompareRun, name: str) -> None:
     if run.start_point is not None:
         arm.result.curve.append(run.start_point)
     source = rollout_source(session, arm, drawn_prompts(run, arm.config))
+    describe_batches(session, arm)
     try:
         with surfaced(), console.stage(name):
             set_engine(run, arm.config)
@@ -363,4 +367,5 @@ def describe_environment(session: Session) -> dict[str, Any]:
         "device": f"{int(resources.get('GPU', 0))} GPU" if resources.get("GPU") else "CPU",
         "cores": os.cpu_count(),
         "threads_per_actor": session.num_threads,
+        "placement": lines(session.plan, session.reservation.ids),
     }

@@ -32,7 +32,7 @@ from cluster.rollback import with_rollback
 from cluster.round_report import report_round
 from cluster.session import Session
 from cluster.sync import check_parity, refresh_reference, require_version, sync
-from cluster.writer import writer_folder
+from cluster.text_model import writer_folder
 from rewards.base import JudgeItem, Judgement, scored
 from trainers.batch import Row
 from trainers.comparison import PhaseSpan
@@ -325,7 +325,8 @@ def train_copies(
         arm.ledger.count_objects(arm.round)
     roles = arm.method.trained
     train = arm.config.train
-    in_turn = train.time_slice or train.critic == "shared_base"
+    sliced = train.time_slice and any(session.shares(role) for role in roles)
+    in_turn = sliced or train.critic == "shared_base"
     turns = [(role,) for role in roles] if in_turn else [roles]
     metrics: dict[str, float] = {}
     for turn in turns:

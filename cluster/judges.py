@@ -18,6 +18,7 @@ from actors.reward import load_reward_settings
 from cluster.base_model import BuiltinModels
 from cluster.config import RunConfig
 from cluster.recipe import Call
+from cluster.rollouts import chained, dealt
 from cluster.session import Session
 from rewards.asking import Choose, Failed, Prompt
 from rewards.config import (
@@ -130,15 +131,22 @@ def resolve(judge: AnyJudge | None, built: BuiltinModels | None) -> AnyJudge:
 class AskPolicy:
     """First-token probabilities of the policy as the rollout engine holds it now."""
 
-    rollout: Any
-    """The actor's handle."""
+    rollouts: Sequence[Any]
+    """The engines' handles."""
 
     def __call__(
         self, prompts: Sequence[Prompt], words: Sequence[str]
     ) -> list[dict[str, float] | Failed]:
         """As `rewards.asking.Choose`."""
-        answers: list[dict[str, float] | Failed] = ray.get(
-            self.rollout.choose.remote(prompts, words)
+        parts = dealt("choose", Call("choose", (prompts, words)), len(self.rollouts))
+        answers: list[dict[str, float] | Failed] = chained(
+            ray.get(
+                [
+                    rollout.choose.remote(*part.args)
+                    for rollout, part in zip(self.rollouts, parts, strict=True)
+                    if part is not None
+                ]
+            )
         )
         return answers
 
@@ -155,7 +163,7 @@ def load_judge(
         kv_cache_mib=config.rollout.kv_cache_mib,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         bf16=config.train.bf16,
-        sleep=config.rollout.sleep,
+        sleep=config.rollout.sleep and session.shares("judge"),
     )
     max_tokens, seed = config.rollout.max_tokens, config.seed
     key = f"{engine} {seed} {max_tokens} {judge.model_dump_json()}"
@@ -164,11 +172,11 @@ def load_judge(
     asks_policy = any(isinstance(p, ClaimsConfig) and p.labeler == POLICY for p in parts(judge))
 
     def load() -> Call:
-        ask: Choose | None = AskPolicy(session.actor("rollout")) if asks_policy else None
+        ask: Choose | None = AskPolicy(session.handles("rollout")) if asks_policy else None
         return Call("load", (lambda: JudgeMaker(engine, max_tokens, seed, ask).make(judge), key))
 
     name = str(session.ask("judge", "load", *load().args, limit="load"))
-    session.recipes["judge"].load = load  # a new judge asks the rollout engine of its day
+    session.served("judge").recipe.load = load  # a new judge asks the rollout engine of its day
     return name
 
 

@@ -1,6 +1,7 @@
 """Which copies are in memory, and where: loading, taking turns on the device, counting bytes.
 
-Copies take turns under `train.time_slice` (`at_work`), engines under `rollout.sleep` (`awake`).
+Copies take turns under `train.time_slice` (`at_work`), engines under `rollout.sleep` (`awake`), and
+only where roles share a GPU: one that has its own has nobody to make room for.
 """
 
 from __future__ import annotations
@@ -38,15 +39,17 @@ def place(session: Session, arm: Arm) -> None:
     session.write_processes()
 
 
-def leaves(arm: Arm, role: str) -> bool:
+def leaves(session: Session, arm: Arm, role: str) -> bool:
     """Whether a copy is in host memory while it does not work."""
     train = arm.config.train
-    return train.time_slice or (role == "reference" and train.reference == "on_host")
+    if role == "reference" and train.reference == "on_host":
+        return True
+    return train.time_slice and session.shares(role)
 
 
 def take_turns(session: Session, arm: Arm, role: str) -> None:
     """Send a copy that was just loaded or used to host memory, if it is one that leaves."""
-    if leaves(arm, role) and session.has(role):
+    if leaves(session, arm, role) and session.has(role):
         _move(arm, lambda: session.park(role))
 
 
@@ -54,7 +57,8 @@ def wake_all(session: Session, arm: Arm) -> None:
     """Bring the trained copies back to stay, for whoever saves or evaluates them."""
     if arm.config.train.time_slice:
         for role in arm.method.trained:
-            session.wake(role)
+            if leaves(session, arm, role):
+                session.wake(role)
 
 
 @contextmanager
@@ -62,7 +66,7 @@ def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
     """Inside, the roles' copies are on the device; after it those that leave it are again in host
     memory.
     """
-    if away := [role for role in roles if leaves(arm, role)]:
+    if away := [role for role in roles if leaves(session, arm, role)]:
         _move(arm, lambda: sum(session.wake(role) for role in away))
     try:
         yield
@@ -76,7 +80,7 @@ def awake(session: Session, arm: Arm, role: Literal["rollout", "judge"]) -> Iter
     """Inside, the role's engine is on the device; before and after it sleeps, if the run is one in
     which engines do.
     """
-    if not arm.config.rollout.sleep:
+    if not (arm.config.rollout.sleep and session.shares(role)):
         yield
         return
     _move(arm, lambda: session.wake_up(role))

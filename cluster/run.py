@@ -14,6 +14,7 @@ from actors.engine import EngineSpec
 from cluster import base_model, judge_check, judges
 from cluster.arm import Arm
 from cluster.base_model import WorldRecipe
+from cluster.batches import describe_batches
 from cluster.compare import describe_environment, engine_spec, run_folder
 from cluster.config import RunConfig
 from cluster.config_text import to_yaml
@@ -22,11 +23,13 @@ from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
+from cluster.placement_config import demand
 from cluster.preemption import Preempted, preemptible
 from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
-from cluster.writer import load_writer, writer_folder
+from cluster.text_model import writer_folder
+from cluster.writer import load_writer
 from rewards.config import AnyJudge
 from trainers.comparison import Comparison, Evaluated, load, save, write_atomic
 from trainers.data.errors import UserError
@@ -103,7 +106,7 @@ def train(config: RunConfig, resumed: Path | None = None) -> int:
                     dropped=run.arm.result.dropped,
                     max_dropped=config.data.max_dropped_share,
                 )
-            describe_batches(console, config)
+            describe_batches(session, run.arm)
             with console.stage("start engines"):
                 session.load_rollout(rollout_spec(run, data))
                 load_writer(session, run.arm)
@@ -208,7 +211,7 @@ def make_session(config: RunConfig, console: Console) -> Session:
     return Session(
         num_threads=config.num_threads,
         console=console,
-        num_ranks=config.train.num_ranks,
+        demand=demand(config),
         deadlines=config.deadlines,
     )
 
@@ -356,14 +359,3 @@ def write_run_report(run: Path) -> Path:
     target = run / "report.html"
     write_report(comparison, gallery, target)
     return target
-
-
-def describe_batches(console: Console, config: RunConfig) -> None:
-    """The derivation of the batch sizes, so that nobody has to guess what a step is."""
-    rollouts = config.rollout.num_prompts * config.rollout.num_rollouts_per_prompt
-    console.line(
-        f"batches: {config.rollout.num_prompts} prompts x "
-        f"{config.rollout.num_rollouts_per_prompt} rollouts = {rollouts} a round; up to "
-        f"{config.method.minibatch_size} groups an optimiser step, {config.method.epochs} epochs, "
-        f"{config.train.micro_batch_size} rows a forward, {config.train.num_ranks} rank(s)"
-    )

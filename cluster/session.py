@@ -11,7 +11,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,22 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
+from cluster.attach import runtime_env
 from cluster.console import Console
 from cluster.deadlines import DeadlinesConfig, Limit
 from cluster.group import TrainGroup
 from cluster.offline import OFFLINE
+from cluster.placement import ROLES, Plan, Request
+from cluster.placement_config import Demand
+from cluster.placement_ray import Reservation, reserve
+from cluster.placement_text import lines
 from cluster.process import Asked, Process, write_whole
-from cluster.recipe import Call, Recipe
+from cluster.recipe import Recipe
+from cluster.served import ServedGroup
 from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
+from trainers.data.errors import UserError
 from trainers.roles import Role
-
-NUM_ROLES = 5
 
 
 @dataclass(slots=True)
@@ -70,7 +76,11 @@ class Clock:
 
 
 class Session:
-    """Starts Ray and the actors, on first use of each role."""
+    """Starts Ray and the actors, on first use of each role.
+
+    What is in the `demand` is reserved and printed at the start; a session of a verb that trains
+    nothing has none, and its roles share one GPU.
+    """
 
     def __init__(
         self,
@@ -78,19 +88,20 @@ class Session:
         num_threads: int | None = None,
         console: Console,
         num_ranks: int = 1,
+        demand: Demand | None = None,
         deadlines: DeadlinesConfig | None = None,
     ):
         self.id = uuid4().hex[:8]
         self.wait = Wait(deadlines or DeadlinesConfig(), Path())
         self.console = console
         self.num_threads = num_threads or max(1, len(os.sched_getaffinity(0)))
-        self.num_ranks = num_ranks
+        self._demand = demand or _together(num_ranks)
+        self._announced = demand is not None
+        self._reservation: Reservation | None = None
         self._groups: dict[str, TrainGroup] = {}
         self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
-        self._single: dict[str, Process] = {}
-        self.recipes: dict[str, Recipe] = {}
-        """Of the single processes, by role."""
+        self._single: dict[str, ServedGroup] = {}
         self.restarts: list[str] = []
         """Roles of the processes that were brought back."""
 
@@ -106,19 +117,61 @@ class Session:
 
     def __enter__(self) -> Session:
         self._owns_ray = not ray.is_initialized()
+        address = os.environ.get("RAY_ADDRESS")
         if self._owns_ray:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS", "local"),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": self._environment()},
-            )
+            try:
+                ray.init(
+                    # Without an address Ray would join any cluster that was started here.
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    runtime_env=runtime_env(self._environment()),
+                )
+            except ConnectionError as error:
+                raise UserError(
+                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one "
+                    "with `ray start --head`, or unset the variable to run on this machine"
+                ) from None
+        if self._announced:
+            try:
+                self.announce()
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._owns_ray:
             ray.shutdown()
+        elif self._reservation is not None:
+            self._reservation.release()
+
+    @property
+    def reservation(self) -> Reservation:
+        """The GPUs that the session holds; asked for at first use."""
+        if self._reservation is None:
+            self._reservation = reserve(
+                self._demand.requests,
+                self._demand.colocate,
+                wait_seconds=self._demand.wait_seconds,
+                say=self.console.line,
+            )
+        return self._reservation
+
+    @property
+    def plan(self) -> Plan:
+        """The map role -> rank -> node -> GPU."""
+        return self.reservation.plan
+
+    def announce(self) -> None:
+        """Print the map."""
+        for line in lines(self.plan, self.reservation.ids):
+            self.console.line(f"placement: {line}")
+
+    def shares(self, role: str) -> bool:
+        """Whether another role's process may be on a device of this role."""
+        return self.plan.shares(role)
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -127,20 +180,16 @@ class Session:
             "KMP_BLOCKTIME": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
             # Without a GPU vLLM compiles a trifle for seconds at the first request.
-            **({} if torch.cuda.is_available() else {"TORCH_COMPILE_DISABLE": "1"}),
+            **({"TORCH_COMPILE_DISABLE": "1"} if _on_cpu() else {}),
             "TOKENIZERS_PARALLELISM": "false",
         }
 
-    def _options(self) -> dict[str, Any]:
-        """On a GPU machine the roles share the GPUs evenly; on a CPU nothing is reserved."""
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        share = min(1.0, gpus / (NUM_ROLES + 2 * (self.num_ranks - 1))) if gpus else 0.0
-        return {"num_cpus": 0, "num_gpus": share}
-
-    def _start(self, actor: type, num_threads: int | None = None, **kwargs: Any) -> Any:
+    def _start(
+        self, actor: type, role: str, seat: int = 0, num_threads: int | None = None, **kwargs: Any
+    ) -> Any:
         return (
             ray.remote(actor)
-            .options(**self._options())
+            .options(**self.reservation.options(role, seat))
             .remote(num_threads=num_threads or self.num_threads, **kwargs)
         )
 
@@ -150,11 +199,13 @@ class Session:
             for actor in self._create_trainer(role).actors:
                 actor.warm_up.remote()
         for name in single:
-            self.actor(name).warm_up.remote()
+            for handle in self.handles(name):
+                handle.warm_up.remote()
 
     def _create_trainer(self, role: Role) -> TrainGroup:
         if role not in self._groups:
-            self._groups[role] = self.ranks(role, self.num_ranks, self.num_threads)
+            number = self.plan.num_ranks(role)
+            self._groups[role] = self.ranks(role, number, self.num_threads)
         return self._groups[role]
 
     def forget(self, role: str) -> None:
@@ -169,7 +220,7 @@ class Session:
         """New processes for one trained copy, not connected yet."""
 
         def start(rank: int) -> Any:
-            return self._start(kind, num_threads, rank=rank, world_size=number)
+            return self._start(kind, role, rank, num_threads, rank=rank, world_size=number)
 
         return TrainGroup(
             [Process(role, rank, partial(start, rank), self.id) for rank in range(number)],
@@ -201,8 +252,8 @@ class Session:
         fast as one rank with all the threads.
         """
         on_gpu = torch.cuda.is_available()
-        threads = self.num_threads if on_gpu else 1
-        group = self.ranks("builder", 1 if on_gpu else self.num_threads, threads)
+        number, threads = (1, self.num_threads) if on_gpu else (self.num_threads, 1)
+        group = self.ranks("builder", number, threads)
         try:
             group.connect()
             yield group
@@ -210,14 +261,15 @@ class Session:
             group.end()
 
     def actor(self, role: str) -> Any:
-        """The single actor of `rollout`, `judge`, `reference` or `writer`: its Ray handle."""
-        process = self.process(role)
-        if process.lost:
-            self._bring_back(role, "")
-        return process.handle
+        """The Ray handle of `judge`, `reference`, `writer`, or of the first rollout engine."""
+        return self.handles(role)[0]
 
-    def process(self, role: str) -> Process:
-        """That actor's process, which may have died since."""
+    def handles(self, role: str) -> list[Any]:
+        """Ray handles of a role's processes, all of them alive."""
+        return self.served(role).handles()
+
+    def served(self, role: str) -> ServedGroup:
+        """The processes of `rollout`, `judge`, `reference` or `writer`."""
         classes = {
             "rollout": RolloutActor,
             "judge": JudgeActor,
@@ -225,48 +277,30 @@ class Session:
             "writer": TextActor,
         }
         if role not in self._single:
-            self._single[role] = Process(role, 0, lambda: self._start(classes[role]), self.id)
-            self.recipes[role] = Recipe()
+            number = max(1, sum(seat.role == role for seat in self.plan.seats))
+            threads = max(1, self.num_threads // number)
+
+            def start(rank: int) -> Any:
+                return self._start(classes[role], role, rank, threads)
+
+            self._single[role] = ServedGroup(
+                [Process(role, rank, partial(start, rank), self.id) for rank in range(number)],
+                self.wait,
+                may_replace=lambda process: process not in self._ranks_of_trainers(),
+                replaced=self._note_restart,
+                warn=lambda text: self.console.warn(text),
+            )
         return self._single[role]
 
-    def ask(
-        self, role: str, name: str, *args: Any, limit: Limit, stays: bool = False, **kwargs: Any
-    ) -> Any:
-        """The result of one call to a single process; its reference, if it `stays` there.
+    def ask(self, role: str, name: str, *args: Any, limit: Limit, **kwargs: Any) -> Any:
+        """The result of one call to `served(role)`; see `ServedGroup.ask`."""
+        return self.served(role).ask(name, *args, limit=limit, **kwargs)
 
-        If that one dies, a new process is brought to where it was and the call is done again: its
-        first result never arrived, so that nothing is there twice.
+    def _ranks_of_trainers(self) -> list[Process]:
+        return [process for group in self._groups.values() for process in group.processes]
 
-        Raises:
-            ProcessLostError: it died more often than `deadlines.restarts`, or a trainer did.
-            DeadlineError: there was no answer in time. The process is killed; its next use starts a
-                new one.
-        """
-        process, recipe = self.process(role), self.recipes[role]
-        for left in range(self.wait.deadlines.restarts, -1, -1):
-            try:
-                if process.lost:
-                    self._bring_back(role, name)
-                asked = replace(process.send(name, *args, **kwargs), stays=stays)
-                result = self.wait([asked], limit)[0]
-            except ProcessLostError as error:
-                if not left or error.process not in self._single.values():
-                    raise
-                self.console.warn(f"{error}; a new process takes over")
-                if error.process is not process:  # which this one had asked, and still would
-                    process.kill()
-            else:
-                recipe.note(Call(name, args, kwargs))
-                return result
-        raise AssertionError("the last attempt returns or raises")
-
-    def _bring_back(self, role: str, before: str) -> None:
-        process = self.process(role)
-        process.replace()
-        for call in self.recipes[role].calls(before):
-            limit: Limit = "sync" if call.name in ("update_weights", "refresh") else "load"
-            self.wait([process.send(call.name, *call.args, **call.kwargs)], limit)
-        self.restarts.append(role)
+    def _note_restart(self, process: Process) -> None:
+        self.restarts.append(process.role)
         self.write_processes()
 
     def has(self, role: str) -> bool:
@@ -288,7 +322,8 @@ class Session:
         self._tenants[role] = TrainGroup(group.processes, self.wait, tenant=True)
 
     def load_rollout(self, spec: EngineSpec) -> None:
-        """Start the rollout engine."""
+        """Start the rollout engines; they only sleep where they share a GPU."""
+        spec = changed(spec, sleep=spec.sleep and self.shares("rollout"))
         self.ask("rollout", "load", spec, limit="load")
 
     def load_judge(self, make: Callable[[], Judge]) -> str:
@@ -322,8 +357,8 @@ class Session:
 
     def processes(self) -> list[Process]:
         """All processes that were started."""
-        ranks = [process for group in self._groups.values() for process in group.processes]
-        return [*ranks, *self._single.values()]
+        served = [process for group in self._single.values() for process in group.processes]
+        return [*self._ranks_of_trainers(), *served]
 
     def write_processes(self) -> None:
         """`processes.json`: role, rank, pid and node of every process, and where its notes are."""
@@ -370,5 +405,20 @@ class Session:
         if role in self._groups and not self._groups[role].lost:
             self._groups[role].ask("unload", limit="load")
         if role in self._single:
-            self.recipes[role] = Recipe()
+            self._single[role].recipe = Recipe()
             self.ask(role, "unload", limit="load")
+
+
+def _together(num_ranks: int) -> Demand:
+    """All roles on the GPUs of the trained copies."""
+    requests = tuple(
+        Request(role, num_ranks if role in ("policy", "critic") else 1) for role in ROLES
+    )
+    return Demand(requests, (ROLES,))
+
+
+def _on_cpu() -> bool:
+    """Whether the actors compute on a CPU; a cluster's driver may be on a machine without a GPU."""
+    if "RAY_ADDRESS" in os.environ:
+        return torch.version.cuda is None
+    return not torch.cuda.is_available()

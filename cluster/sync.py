@@ -54,7 +54,7 @@ def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: i
                 session.console.warn(f"{error}; it is sent again")
     if arm.ledger is not None:
         arm.ledger.count_objects(arm.round)  # while the buckets are still there
-    session.recipes["rollout"].weights = lambda: Call("update_weights", (make(), version))
+    session.served("rollout").recipe.weights = lambda: Call("update_weights", (make(), version))
 
 
 def refresh_reference(session: Session, arm: Arm, role: str, rate: float) -> None:
@@ -66,10 +66,10 @@ def refresh_reference(session: Session, arm: Arm, role: str, rate: float) -> Non
             # A moving average is nowhere else: what a new process would need is kept.
             size = arm.config.train.bucket_mib * 2**20
             kept = session.ask(role, "weight_buckets", size, limit="sync", stays=True)
-            session.recipes[role].weights = partial(Call, "refresh", (kept, 1.0))
+            session.served(role).recipe.weights = partial(Call, "refresh", (kept, 1.0))
         else:
             # The policy does not change before the copy has scored the next round.
-            session.recipes[role].weights = lambda: Call(
+            session.served(role).recipe.weights = lambda: Call(
                 "refresh", (policy_buckets(session, arm), 1.0)
             )
 

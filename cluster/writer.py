@@ -4,32 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actors.text import TextSpec, check_text_model
+from actors.text import TextSpec
 from cluster.arm import Arm
-from cluster.config import RunConfig
 from cluster.session import Session
-from trainers.data.errors import UserError
-
-INJECTOR, CORRECTIONS = "negatives.injector", "method.corrections.model"
-
-
-def writer_folder(config: RunConfig) -> str | None:
-    """Folder of the run's text model, None for a run without one.
-
-    Raises:
-        UserError: two different ones, or one that cannot be loaded.
-    """
-    corrections = getattr(config.method, "corrections", None)
-    wanted = {
-        INJECTOR: config.negatives.injector if config.negatives.rejected else None,
-        CORRECTIONS: None if corrections is None else corrections.model,
-    }
-    named = {key: folder for key, folder in wanted.items() if folder is not None}
-    for key, folder in named.items():
-        check_text_model(folder, key)
-    if len(set(named.values())) > 1:
-        raise UserError(f"{INJECTOR} and {CORRECTIONS} differ; one text model is loaded a run")
-    return next(iter(named.values()), None)
+from cluster.text_model import writer_folder
 
 
 def load_writer(session: Session, arm: Arm) -> None:

@@ -142,7 +142,7 @@ class PPO(Method):
                 minibatch_size=config.critic_minibatch_size,
                 warmup_steps=config.warmup_steps,
             )
-        warming_up = self.rounds <= config.critic_warmup_rounds
+        warming_up = 0 < self.rounds <= config.critic_warmup_rounds
         return Optimisation(
             learning_rate=config.learning_rate,
             epochs=0 if warming_up else config.epochs,

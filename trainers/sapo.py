@@ -37,6 +37,10 @@ class SAPO(DPO):
         self.replay = PairReplay(config.replay_capacity)
         self.replay_draws = config.replay_draws
 
+    def most_groups(self, num_prompts: int, num_answers: int) -> int:
+        """As many as are drawn, which is what came unless it is set."""
+        return self.replay_draws or super().most_groups(num_prompts, num_answers)
+
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:

@@ -25,7 +25,7 @@ class Processes:
         return {"policy/0": reading}
 
     def fetch_readings(self, asked: dict[str, Reading]) -> dict[str, Reading]:
-        return asked
+        return dict(asked)
 
     def object_store_bytes(self) -> int:
         self.looks += 1

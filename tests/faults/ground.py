@@ -82,8 +82,8 @@ def run(ground: Ground, arm: Arm) -> str | None:
     try:
         with reported(session.console, arm.folder):
             session.wait.deadlines = config.deadlines
-            loaded = session.recipes.get("rollout")
-            if loaded is None or loaded.load is None or loaded.load().args != (spec,):
+            loaded = session.served("rollout").recipe
+            if loaded.load is None or loaded.load().args != (spec,):
                 session.load_rollout(spec)
             judges.load_judge(session, config.judge, ground.store, config)
             source = rollout_source(session, arm, prompts)

@@ -54,7 +54,6 @@ def main(fault: Fault, model: str, folder: Path) -> dict[str, Any]:
     from cluster.console import Console
     from cluster.heldout import HeldOut
     from cluster.offline import go_offline
-    from cluster.process import Process
     from cluster.session import Session
     from tests.faults.ground import Ground, check_finished, make_arm, run
     from trainers.data.images import ImageStore
@@ -68,18 +67,12 @@ def main(fault: Fault, model: str, folder: Path) -> dict[str, Any]:
     class OnTwoNodes(Session):
         """The fault's role starts on the second node while there is one."""
 
-        _asked_for = ""
-
-        def process(self, role: str) -> Process:
-            self._asked_for = role
-            return super().process(role)
-
-        def _start(self, *args: Any, **kwargs: Any) -> Any:
+        def _start(self, actor: type, role: str, *args: Any, **kwargs: Any) -> Any:
             import ray
 
-            if self._asked_for != fault.role or args[0].__name__ == "TrainActor":
-                return super()._start(*args, **kwargs)
-            made = ray.remote(args[0]).options(num_cpus=0, scheduling_strategy=there)
+            if role != fault.role or actor.__name__ == "TrainActor":
+                return super()._start(actor, role, *args, **kwargs)
+            made = ray.remote(actor).options(num_cpus=0, scheduling_strategy=there)
             return made.remote(num_threads=1)
 
     console = Console(folder / "run.log", quiet=True)
@@ -90,7 +83,7 @@ def main(fault: Fault, model: str, folder: Path) -> dict[str, Any]:
         blow = Blow(fault, second, arm.folder / "phase.json")
         blow.start()
         error = run(ground, arm)
-        place = session.process(fault.role).place()
+        place = session.served(fault.role).processes[0].place()
     cluster.shutdown()
     if error is None:
         check_finished(arm)
