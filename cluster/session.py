@@ -38,7 +38,7 @@ from cluster.placement_config import Demand
 from cluster.placement_ray import Reservation, reserve
 from cluster.placement_text import lines
 from cluster.process import Asked, Process, write_whole
-from cluster.recipe import Recipe
+from cluster.recipe import Call, Recipe
 from cluster.served import ServedGroup
 from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
@@ -342,8 +342,9 @@ class Session:
     def _move(self, role: str, name: str) -> int:
         if role in self._groups:
             return sum(self._groups[role].ask(name, limit="load"))
-        if name in ("park", "sleep") and self.process(role).lost:
-            self.recipes[role].note(Call(name))  # where the next one is to be
+        served = self.served(role)
+        if name in ("park", "sleep") and all(process.lost for process in served.processes):
+            served.recipe.note(Call(name))  # where the next one is to be
             return 0
         return int(self.ask(role, name, limit="load"))
 
