@@ -16,6 +16,7 @@ FREE = (
     "rounds",
     "num_threads",
     "checkpoint",
+    "deadlines",
     "placement",
     "train.num_ranks",
     "train.zero_stage",

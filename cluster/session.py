@@ -38,7 +38,7 @@ from cluster.placement_config import Demand
 from cluster.placement_ray import Reservation, reserve
 from cluster.placement_text import lines
 from cluster.process import Asked, Process, write_whole
-from cluster.recipe import Recipe
+from cluster.recipe import Call, Recipe
 from cluster.served import ServedGroup
 from cluster.traffic import Traffic
 from cluster.wait import ProcessLostError, Wait
@@ -198,8 +198,6 @@ class Session:
                 handle.warm_up.remote()
 
     def _create_trainer(self, role: Role) -> TrainGroup:
-        if role in self._groups and self._groups[role].lost:
-            self.forget(role)
         if role not in self._groups:
             number = self.plan.num_ranks(role)
             self._groups[role] = self.ranks(role, number, self.num_threads)
@@ -225,10 +223,17 @@ class Session:
         )
 
     def trainer(self, role: Role) -> TrainGroup:
-        """The DeepSpeed ranks of a trained role, connected to each other."""
+        """The DeepSpeed ranks of a trained role, connected to each other.
+
+        Raises:
+            ProcessLostError: one of them died since, and the copy with it.
+        """
+        group = self._tenants.get(role) or self._create_trainer(role)
+        for process in group.processes:
+            if process.lost:
+                raise ProcessLostError(process, "the meantime")
         if role in self._tenants:
-            return self._tenants[role]
-        group = self._create_trainer(role)
+            return group
         if role not in self._connected:
             group.connect()
             self._connected.add(role)
@@ -300,6 +305,8 @@ class Session:
     def load_trainer(self, role: Role, spec: TrainSpec) -> None:
         """Load `spec` on every rank of the role; what shared its base before is gone."""
         self._tenants.clear()
+        if role in self._groups and self._groups[role].lost:
+            self.forget(role)
         self.trainer(role).ask("load", spec, limit="load")
 
     def load_tenant(self, role: Role, base: Role, spec: TrainSpec) -> None:
@@ -330,15 +337,19 @@ class Session:
     def _move(self, role: str, name: str) -> int:
         if role in self._groups:
             return sum(self._groups[role].ask(name, limit="load"))
+        served = self.served(role)
+        if name in ("park", "sleep") and all(process.lost for process in served.processes):
+            served.recipe.note(Call(name))  # where the next one is to be
+            return 0
         return int(self.ask(role, name, limit="load"))
 
     def sleep(self, role: str) -> int:
         """Send the engine of `rollout` or `judge` off the device. Returns the bytes moved."""
-        return int(self.ask(role, "sleep", limit="load"))
+        return self._move(role, "sleep")
 
     def wake_up(self, role: str) -> int:
         """Bring that engine back. Returns the bytes moved."""
-        return int(self.ask(role, "wake_up", limit="load"))
+        return self._move(role, "wake_up")
 
     def processes(self) -> list[Process]:
         """All processes that were started."""
