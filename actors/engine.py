@@ -231,7 +231,9 @@ class Engine:
         assert self.memory.awake, "the engine is asleep; wake it first"
         self.memory.wake_kv_cache()
 
-    def update_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
+    def update_weights(
+        self, tensors: Sequence[tuple[str, Tensor]], version: int | None = None
+    ) -> int:
         """Load new weights for every checkpoint name and reset all caches. Returns the version.
 
         Raises:
@@ -248,7 +250,7 @@ class Engine:
             )
         self.llm.collective_rpc(_reload, args=(list(tensors),))
         self.memory.forget_requests()  # a stale cache would mix two policies
-        self.version += 1
+        self.version = self.version + 1 if version is None else version
         return self.version
 
     def sleep(self) -> int:

@@ -35,8 +35,10 @@ from actors.modules import (
     save_score_head,
 )
 from actors.parking import Parking
+from actors.progress import note
 from actors.ranks import over_ranks
 from actors.scoring import score_rows
+from actors.spare_image import run_tower_always
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
@@ -125,6 +127,8 @@ class TrainActor:
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
         module: Any = self._build(spec, dtype, vlm)
+        if self.world_size > 1:
+            run_tower_always(module.vlm, spec.model_dir)
         if spec.lora_rank:
             add_adapters(
                 module.vlm,
@@ -155,6 +159,7 @@ class TrainActor:
         self._largest = (0, 0)
         self._bytes = {"weights": bytes_by_kind(self._tensors())["weights"]}
         self._held: dict[str, int] | None = None
+        note(f"load: {spec.role} wrapped by DeepSpeed")
 
     def load_tenant(self, spec: TrainSpec) -> None:
         """Load a second copy that trains adapters, and a head, on this copy's frozen base.
@@ -323,6 +328,7 @@ class TrainActor:
         if num_threads:
             torch.set_num_threads(num_threads)
         started = time.perf_counter()
+        note(f"train: received {len(groups)} groups")
         encoded = {id(row): encode_row(row, self.processing) for group in groups for row in group}
         parts: list[Metrics] = []
         steps_before = self.steps
@@ -420,6 +426,7 @@ class TrainActor:
             if weight:
                 parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
         self.steps += 1
+        note(f"train: {self.spec.role} took step {self.steps}")
         summed = add_metrics(parts)
         if "loss" in summed:
             # The parts of one step add up to its loss; only steps are averaged.
@@ -458,14 +465,14 @@ class TrainActor:
 
     # Weights -----------------------------------------------------------------------------------
 
-    def weight_buckets(self, bucket_bytes: int) -> list[Bucket]:
-        """The VLM's weights under checkpoint names, in buckets with checksums.
+    def weight_buckets(self, bucket_bytes: int, *, checked: bool = True) -> list[Bucket]:
+        """The VLM's weights under checkpoint names, in buckets, with checksums if `checked`.
 
         All ranks must call it together under ZeRO-3; only rank 0 returns buckets.
         """
         self._require_awake()
         tensors = checkpoint_tensors(self._engine.module.vlm, gather=self.spec.zero_stage == 3)
-        return make_buckets(tensors, bucket_bytes) if self.rank == 0 else []
+        return make_buckets(tensors, bucket_bytes, checked=checked) if self.rank == 0 else []
 
     def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
         """Write a Hugging Face folder with processor (and score head) that vLLM can load."""

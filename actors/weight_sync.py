@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actors.lora import split_adapters
+from actors.progress import note
 
 _AS_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -28,7 +29,8 @@ class Bucket:
     names: tuple[str, ...]
     arrays: tuple[np.ndarray, ...]
     dtypes: tuple[str, ...]
-    checksum: int
+    checksum: int | None
+    """None where it was not taken: it costs a pass over the bytes on either side."""
 
 
 class CorruptBucketError(RuntimeError):
@@ -66,19 +68,21 @@ def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     assert not by_address, f"{len(by_address)} adapters were not merged"
 
 
-def make_buckets(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[Bucket]:
+def make_buckets(
+    tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int, *, checked: bool = True
+) -> list[Bucket]:
     """Group tensors in order; a bucket holds at most `bucket_bytes`, or one larger tensor."""
     buckets: list[Bucket] = []
     current: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in tensors:
         if current and size + tensor.nbytes > bucket_bytes:
-            buckets.append(_bucket(current))
+            buckets.append(_bucket(current, checked))
             current, size = [], 0
         current.append((name, tensor))
         size += tensor.nbytes
     if current:
-        buckets.append(_bucket(current))
+        buckets.append(_bucket(current, checked))
     return buckets
 
 
@@ -88,7 +92,7 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
     Raises:
         CorruptBucketError: the checksum does not match; names the first tensor.
     """
-    if _checksum(bucket.names, bucket.arrays) != bucket.checksum:
+    if bucket.checksum is not None and _checksum(bucket.names, bucket.arrays) != bucket.checksum:
         raise CorruptBucketError(
             f"weight sync: the bucket that starts with {bucket.names[0]} was corrupted in transit; "
             "the engine keeps its old weights"
@@ -99,13 +103,14 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _bucket(tensors: list[tuple[str, Tensor]]) -> Bucket:
+def _bucket(tensors: list[tuple[str, Tensor]], checked: bool) -> Bucket:
     names = tuple(name for name, _ in tensors)
+    note(f"weight_buckets: packed up to {names[-1]}")
     # A copy before numpy sees it: a storage that numpy has seen can no longer be parked.
     copies = [tensor.to("cpu", copy=True).contiguous() for _, tensor in tensors]
     arrays = tuple(copy.view(_AS_BITS.get(copy.dtype, copy.dtype)).numpy() for copy in copies)
     dtypes = tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors)
-    return Bucket(names, arrays, dtypes, _checksum(names, arrays))
+    return Bucket(names, arrays, dtypes, _checksum(names, arrays) if checked else None)
 
 
 def _checksum(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> int:

@@ -76,7 +76,7 @@ class Batches:
         return [start, *(f"batches: {copy.line(exact)}" for copy in self.copies)]
 
 
-def derive(config: RunConfig, method: Method, ranks: Mapping[str, int]) -> Batches:
+def derive(config: RunConfig, method: Method, ranks: Mapping[Role, int]) -> Batches:
     """The derivation for a run; `ranks` are each trained role's processes.
 
     Limiting case: one prompt, one answer, one rank and a minibatch of one is a step a round and

@@ -6,13 +6,15 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from actors.weight_sync import make_buckets
 from cluster.arm import Arm
-from cluster.residency import at_work, awake
+from cluster.residency import at_work
 from cluster.session import Session
+from cluster.sync import give_weights
 
 HIGHER_IS_BETTER = {"chair_i": False, "chair_s": False, "recall": True}
 
@@ -59,14 +61,16 @@ class BestRound:
         assert self.path is not None
         self.path.rename(target)
         shutil.rmtree(self.folder)
-        tensors = load_file(target / "model.safetensors")
         size = arm.config.train.bucket_mib * 2**20
-        buckets = ray.put(make_buckets(tensors.items(), size))
-        with awake(session, arm, "rollout"):
-            ray.get(session.actor("rollout").update_weights.remote(buckets))
+
+        def kept() -> Any:
+            tensors = load_file(target / "model.safetensors")
+            return ray.put(make_buckets(tensors.items(), size))
+
+        give_weights(session, arm, kept, (arm.result.best_round or 0) + 1)
 
 
 def save_policy(session: Session, arm: Arm, folder: Path) -> None:
     """Write the policy as a Hugging Face folder."""
     with at_work(session, arm, "policy"):
-        ray.get(session.trainer("policy").call("save", str(folder)))
+        session.trainer("policy").ask("save", str(folder), limit="save")

@@ -13,27 +13,11 @@ from typing import Any
 
 from cluster import eval_options
 from cluster.data_options import add_options as add_data_options
+from cluster.method_names import COMPARED, METHOD_NAMES
 from cluster.offline import go_offline
 from cluster.planner import options as planner_options
 from trainers.data.errors import UserError
 
-METHOD_NAMES = (
-    "ppo",
-    "grpo",
-    "dpo",
-    "simpo",
-    "rpo",
-    "selm",
-    "nsft",
-    "sft",
-    "rejection",
-    "reward_weighted",
-    "steerlm",
-    "povid",
-    "sapo",
-)
-COMPARED = ("ppo", "dpo", "nsft", "sft")
-"""What `bench` measures unless told otherwise."""
 OVERRIDES = """
 any setting, as it stands in config.yaml: --rollout.num_prompts 64 --rounds 3 --seed 1
 exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted
@@ -185,6 +169,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
+
+    table = verb("table", "several comparisons as one Markdown table, over seeds")
+    table.add_argument("runs", nargs="+", help="folders of `quartet compare`, of any seeds")
+    table.add_argument("--orderings", help="YAML: what is claimed of two arms, to be decided")
+    table.add_argument("--output", help="Markdown file to write (default: standard output)")
 
     verb("doctor", "check this machine and environment")
     return parser
@@ -391,6 +380,13 @@ def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _table(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.seeds import table
+
+    output = arguments.output and Path(arguments.output)
+    return table([Path(run) for run in arguments.runs], arguments.orderings, output)
+
+
 def _doctor(*_: object) -> int:
     from cluster.doctor import run
 
@@ -408,6 +404,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "reward": _reward,
     "data": _data,
     "report": _report,
+    "table": _table,
     "doctor": _doctor,
 }
 HELP = ("--help",)

@@ -22,15 +22,16 @@ from cluster.batches import describe_batches
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import to_yaml
 from cluster.console import Console
-from cluster.driver import run_arm, sync
+from cluster.driver import run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
-from cluster.placement_config import asked
+from cluster.placement_config import demand
 from cluster.placement_text import lines
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
+from cluster.sync import sync
 from cluster.writer import load_writer
 from trainers.comparison import Comparison, CurvePoint, Evaluated, save
 from trainers.data.errors import UserError
@@ -83,7 +84,10 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         Console(folder / "run.log") as console,
         reported(console, folder),
         Session(
-            num_threads=config.num_threads, console=console, asked=asked(*arms.values())
+            num_threads=config.num_threads,
+            console=console,
+            demand=demand(*arms.values()),
+            deadlines=config.deadlines,
         ) as session,
     ):
         console.line(f"run folder: {folder}")
@@ -219,7 +223,7 @@ def run_one(run: CompareRun, name: str) -> None:
                 metrics, run.captions[name] = run.held_out.full(session, arm.method.ask)
             arm.result.metrics = dict(metrics)
     except RunStoppedError as error:
-        arm.result.failure = str(error)
+        arm.stopped(str(error))
         console.warn(str(error))
     except KeyboardInterrupt:
         arm.result.failure = "interrupted"

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from cluster.arms import DEFAULT_ARMS, expand_arms
 from cluster.config_text import explain, merge
+from cluster.deadlines import DeadlinesConfig
 from cluster.placement_config import PlacementConfig, agree
 from rewards.config import JudgeCheckConfig, JudgeConfig
 from trainers.config import (
@@ -23,9 +24,6 @@ from trainers.data.errors import UserError
 from trainers.data.formats.names import FormatName
 from trainers.data.records import Source
 from trainers.roles import CriticMode, ReferenceMode
-
-COMPARED = ("ppo", "dpo", "nsft", "sft")
-"""The methods of the built-in comparison, which a plan for `all` shows."""
 
 NAME = r"^[\w.+-]*$"
 """Of a run: part of a folder's name."""
@@ -99,6 +97,8 @@ class TrainConfig(Settings):
     in time."""
     bucket_mib: int = Field(default=256, ge=1)
     """Largest message of a weight sync."""
+    checksum_every: int = Field(default=4, ge=1)
+    """Every so many rounds the buckets of a sync carry checksums; the run's first sync does."""
     parity_tolerance: float = Field(default=1e-4, gt=0)
     """Largest mean |rollout logprob - trainer logprob| after a sync; above it the run stops."""
     parity_rollouts: int = Field(default=16, ge=1)
@@ -295,6 +295,7 @@ class RunConfig(Settings):
     negatives: NegativesConfig = NegativesConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per actor; by default as many as there are cores."""
 
@@ -389,6 +390,7 @@ class CompareConfig(Settings):
     train: TrainConfig = TrainConfig()
     placement: PlacementConfig = PlacementConfig()
     eval: EvalConfig = EvalConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
     num_threads: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")

@@ -56,6 +56,8 @@ class Console:
             soft_wrap=not self.interactive,
         )
         self._log: TextIO | None = None
+        self.folder = Path() if log_path is None else log_path.parent
+        """Of the run: where whatever concerns it is written."""
         if log_path is not None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log = log_path.open("a", encoding="utf-8", buffering=1)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
+from cluster.accounts import settle
 from cluster.arm import Arm
 from cluster.best import BestRound, save_policy
 from cluster.conditions import measure_conditions
@@ -19,6 +20,7 @@ from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
 from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
 from cluster.session import Session
+from cluster.sync import check_parity, refresh_reference, require_version, sync
 from cluster.text_model import writer_folder
 from rewards.base import JudgeItem, Judgement, component_means, scored
 from trainers.batch import Row
@@ -61,16 +63,18 @@ class OnlineRollouts:
         config, arm = self.arm.config, self.arm
         samples = self.prompts.round(number)
         with arm.phase("generate"), awake(self.session, arm, "rollout"):
-            rollouts, dropped = ray.get(
-                self.session.actor("rollout").generate.remote(
-                    [arm.method.ask(sample) for sample in samples],
-                    num_rollouts_per_prompt=config.rollout.num_rollouts_per_prompt,
-                    temperature=config.rollout.temperature,
-                    max_tokens=config.rollout.max_tokens,
-                    seed=config.seed * 1000 + number,
-                    prefix=f"r{number}/",
-                )
+            rollouts, dropped = self.session.ask(
+                "rollout",
+                "generate",
+                [arm.method.ask(sample) for sample in samples],
+                limit="generate",
+                num_rollouts_per_prompt=config.rollout.num_rollouts_per_prompt,
+                temperature=config.rollout.temperature,
+                max_tokens=config.rollout.max_tokens,
+                seed=config.seed * 1000 + number,
+                prefix=f"r{number}/",
             )
+        require_version(arm, rollouts)
         for item in dropped:
             count(arm.result.dropped, f"prompt: {item.reason}")
         by_id = {sample.id: sample for sample in samples}
@@ -78,13 +82,15 @@ class OnlineRollouts:
             judged = self._judge(by_id, rollouts)
         arm.result.rollouts += len(rollouts)
         arm.result.judge_calls += len(judged)
+        each = config.rollout.num_rollouts_per_prompt
+        settle(arm.result.account, len(samples) * each, judged, len(dropped) * each)
         with arm.phase("record"):
             write_round(arm.folder, number, samples, judged)
         failures = [item.failure for item in judged if item.failure is not None]
         for reason in failures:
             count(arm.result.dropped, reason)
-        bad = len(failures) + len(dropped) * config.rollout.num_rollouts_per_prompt
-        total = len(samples) * config.rollout.num_rollouts_per_prompt
+        bad = len(failures) + len(dropped) * each
+        total = len(samples) * each
         require_usable(arm, number, bad, total, [*failures, *(item.reason for item in dropped)])
         return by_id, judged
 
@@ -93,14 +99,14 @@ class OnlineRollouts:
     ) -> list[ScoredRollout]:
         items = [JudgeItem(sample=samples[r.sample_id], rollout=r) for r in rollouts]
         judgements = ask_judge(self.session, self.arm, items)
-        self.arm.result.judge = ray.get(self.session.actor("judge").name.remote())
+        self.arm.result.judge = self.session.ask("judge", "name", limit="answer")
         return scored(items, judgements, self.arm.result.judge)
 
 
 def ask_judge(session: Session, arm: Arm, items: Sequence[JudgeItem]) -> list[Judgement]:
     """One judgement per item, in order."""
     with at_work(session, arm, "judge"), awake(session, arm, "judge"):
-        return list(ray.get(session.actor("judge").judge.remote(items)))
+        return list(session.ask("judge", "judge", items, limit="judge"))
 
 
 def require_usable(arm: Arm, number: int, bad: int, total: int, reasons: Sequence[str]) -> None:
@@ -181,6 +187,7 @@ def run_arm(
     result.bytes_by_copy = measure_memory(session, arm)
     result.conditions = measure_conditions(session, arm)
     result.memory = arm.ledger.summary(result.memory)
+    result.core_seconds = arm.ledger.core_seconds()
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
 
@@ -214,10 +221,8 @@ def train_round(
     resident = resident_in_training(method.copies, arm.config.train.reference)
     if stale := [role for role in method.refreshed if role in resident]:
         with arm.phase("refresh"):
-            buckets = policy_buckets(session, arm)
             for role in stale:
-                with at_work(session, arm, role):
-                    ray.get(session.actor(role).refresh.remote(buckets, method.refresh_rate))
+                refresh_reference(session, arm, role, method.refresh_rate)
     return metrics
 
 
@@ -246,11 +251,11 @@ def score(session: Session, arm: Arm, role: Role, rows: Sequence[Row]) -> list[n
     values: list[np.ndarray]
     if source == "passing_copy":
         load_reference(session, arm)
-        values = ray.get(session.actor("reference").score_rows.remote(rows))
+        values = session.ask("reference", "score_rows", rows, limit="logprobs")
         session.unload("reference")
     else:
         with at_work(session, arm, "reference"):
-            values = ray.get(session.actor("reference").score_rows.remote(rows))
+            values = session.ask("reference", "score_rows", rows, limit="logprobs")
     return values
 
 
@@ -272,8 +277,8 @@ def train_copies(
     for turn in turns:
         threads = max(1, session.num_threads // len(turn))
         with at_work(session, arm, *turn):
-            pending = {
-                role: session.trainer(role).call(
+            asked = {
+                role: session.trainer(role).send(
                     "train",
                     stored,
                     arm.method,
@@ -283,9 +288,11 @@ def train_copies(
                 )
                 for role in turn
             }
-            for role, references in pending.items():
+            results = session.wait([each for ranks in asked.values() for each in ranks], "train")
+            for role, ranks in asked.items():
                 prefix = "" if role == "policy" else f"{role}/"
-                metrics |= {prefix + name: value for name, value in ray.get(references)[0].items()}
+                metrics |= {prefix + name: value for name, value in results[0].items()}
+                results = results[len(ranks) :]
     ratio = metrics.get("first/policy/ratio")
     if ratio is not None and abs(ratio - 1.0) > 1e-3:
         raise RunStoppedError(
@@ -293,61 +300,6 @@ def train_copies(
             "and new log-probabilities were computed differently (dropout, dtype or padding)"
         )
     return metrics
-
-
-def policy_buckets(session: Session, arm: Arm) -> Any:
-    """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
-    size = arm.config.train.bucket_mib * 2**20
-    with at_work(session, arm, "policy"):
-        references = session.trainer("policy").call("weight_buckets", size)
-        # They stay where they are: the engines fetch them, the driver's node need not.
-        ray.wait(references, num_returns=len(references), fetch_local=False)
-    return references[0]
-
-
-def sync(session: Session, arm: Arm) -> None:
-    """Policy -> rollout engine: buckets, checksums, caches reset, version + 1."""
-    buckets = policy_buckets(session, arm)
-    with awake(session, arm, "rollout"):
-        ray.get(session.actor("rollout").update_weights.remote(buckets))
-    if arm.ledger is not None:
-        arm.ledger.count_objects(arm.round)  # while the buckets are still there
-
-
-def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float:
-    """Mean |rollout logprob - trainer logprob| of fresh rollouts; stops the run if too large.
-
-    These probe rollouts are outside the method's budget: nothing is judged or trained on them.
-    """
-    config = arm.config
-    probes = samples[: config.train.parity_rollouts]
-    with awake(session, arm, "rollout"):
-        rollouts, _ = ray.get(
-            session.actor("rollout").generate.remote(
-                probes,
-                num_rollouts_per_prompt=1,
-                temperature=config.rollout.temperature,
-                max_tokens=config.rollout.max_tokens,
-                seed=config.seed,
-                prefix="parity/",
-            )
-        )
-    by_id = {sample.id: sample for sample in probes}
-    rows = [Row.of_response(by_id[r.sample_id], r.token_ids, r.id) for r in rollouts]
-    with at_work(session, arm, "policy"):
-        trained = session.trainer("policy").score_rows(rows)
-    gaps = [
-        np.abs(np.asarray(rollout.logprobs) - values)
-        for rollout, values in zip(rollouts, trained, strict=True)
-    ]
-    mean = float(np.concatenate(gaps).mean())
-    if not mean < config.train.parity_tolerance:
-        raise RunStoppedError(
-            f"{arm.name}: after the weight sync, rollout and trainer log-probabilities differ by "
-            f"{mean:.2e} on average (train.parity_tolerance={config.train.parity_tolerance:g}); "
-            "the engine may hold stale weights or caches, or the dtypes differ"
-        )
-    return mean
 
 
 def write_round(

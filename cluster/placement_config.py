@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 WAIT_SECONDS = 120.0
-ONE_PROCESS = ("reference", "judge", "writer")
+ONE_PROCESS: tuple[PlacedRole, ...] = ("reference", "judge", "writer")
+NEEDS_GPU: tuple[PlacedRole, ...] = ("policy", "critic", "rollout")
 
 
 class PlacementConfig(Settings):
@@ -39,7 +40,7 @@ class PlacementConfig(Settings):
                     f"placement.gpus.{role}={self.gpus[role]}: this role is one process on one "
                     "GPU; give it 1, or 0 for none"
                 )
-        for role in ("policy", "critic", "rollout"):
+        for role in NEEDS_GPU:
             if self.gpus.get(role, 1) < 1:
                 raise UserError(f"placement.gpus.{role}=0: give it 1 or more")
         named = [role for group in self.colocate or () for role in group]
@@ -104,7 +105,7 @@ def _with(values: Any, key: str, value: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Demand:
     """What a run asks of the cluster."""
 
     requests: tuple[Request, ...]
@@ -112,11 +113,11 @@ class Asked:
     wait_seconds: float = WAIT_SECONDS
 
 
-def asked(*configs: RunConfig) -> Asked:
+def demand(*configs: RunConfig) -> Demand:
     """What runs ask for that share their processes: the roles of all of them."""
     first = configs[0]
     roles = {role for config in configs for role in roles_of(config)}
-    return Asked(
+    return Demand(
         role_requests(first, roles), first.placement.colocate, first.placement.wait_seconds
     )
 

@@ -12,7 +12,7 @@ from cluster.batches import derive
 from cluster.config import RunConfig
 from cluster.config_text import apply_overrides, read_yaml, set_key, validate
 from cluster.placement import Node, Plan, plan
-from cluster.placement_config import asked
+from cluster.placement_config import demand
 from cluster.placement_text import lines
 from trainers.registry import make_method
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     ]
     method = make_method(config.method)
     begun = time.perf_counter()
-    wanted = asked(config)
+    wanted = demand(config)
     found = plan(wanted.requests, nodes, wanted.colocate)
     seconds = time.perf_counter() - begun
     ranks = {role: found.num_ranks(role) for role in method.trained}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def describe(nodes: Sequence[Node]) -> str:
     return f"{sum(node.gpus for node in nodes)} GPUs: {', '.join(shown)}"
 
 
-def lines(plan: Plan, ids: dict[int, Sequence[str]] | None = None) -> list[str]:
+def lines(plan: Plan, ids: Mapping[int, Sequence[str]] | None = None) -> list[str]:
     """One line a role: its ranks, where they are, and with whom they share. `ids` are the names of
     a node's GPUs there; without them they are counted from 0.
     """

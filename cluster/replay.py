@@ -10,7 +10,7 @@ from cluster import judges
 from cluster.base_model import WorldRecipe
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import merge, read_yaml, validate
-from cluster.driver import ask_judge, run_arm, sync
+from cluster.driver import ask_judge, run_arm
 from cluster.heldout import HeldOut
 from cluster.run import (
     Run,
@@ -23,6 +23,7 @@ from cluster.run import (
     rollout_spec,
 )
 from cluster.sources import RecordedRollouts, Rejudge
+from cluster.sync import sync
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 

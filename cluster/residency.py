@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import ray
-
 from actors.train_spec import TrainSpec
 from cluster.arm import Arm
 from cluster.session import Session
@@ -21,6 +19,7 @@ from trainers.roles import resident_in_training
 
 def place(session: Session, arm: Arm) -> None:
     """Load the copies that stay in the method's training step, and free every other one."""
+    session.wait.deadlines = arm.config.deadlines
     resident = resident_in_training(arm.method.copies, arm.config.train.reference)
     if arm.config.train.offload_optimizer == "nvme":
         session.console.line("the first use of a disk compiles DeepSpeed's access for some minutes")
@@ -37,6 +36,7 @@ def place(session: Session, arm: Arm) -> None:
             load_reference(session, arm)
             take_turns(session, arm, "reference")
         take_turns(session, arm, "judge")
+    session.write_processes()
 
 
 def leaves(session: Session, arm: Arm, role: str) -> bool:
@@ -99,7 +99,7 @@ def _move(arm: Arm, action: Callable[[], int]) -> None:
 
 def load_reference(session: Session, arm: Arm) -> None:
     """The model that the run starts from, as a frozen copy."""
-    ray.get(session.actor("reference").load.remote(train_spec(arm, "reference")))
+    session.ask("reference", "load", train_spec(arm, "reference"), limit="load")
 
 
 def train_spec(arm: Arm, role: str) -> TrainSpec:
@@ -132,20 +132,20 @@ def measure_memory(session: Session, arm: Arm) -> dict[str, dict[str, int]]:
     """Bytes by copy and kind of what exists now, each storage counted once per process."""
     sizes: dict[str, dict[str, int]] = {}
     for role in arm.method.trained:
-        ranks = ray.get(session.trainer(role).call("memory"))
+        ranks = session.trainer(role).ask("memory", limit="answer")
         sizes[role] = {kind: sum(rank[kind] for rank in ranks) for kind in ranks[0]}
     # In a comparison a judge may be there for other arms.
     judged = session.has("judge") and arm.config.negatives.needs_judge
-    judge = ray.get(session.actor("judge").memory.remote()) if judged else {}
+    judge = session.ask("judge", "memory", limit="answer") if judged else {}
     frozen = {copy.role for copy in arm.method.copies if not copy.trained}
     if "reference" in frozen and session.has("reference"):
-        sizes["reference"] = ray.get(session.actor("reference").memory.remote())
+        sizes["reference"] = session.ask("reference", "memory", limit="answer")
     if "reward" in judge:
         sizes["reward" if "reward" in frozen else "judge"] = judge["reward"]
     if "judge_engine" in judge:
         sizes["judge_engine"] = judge["judge_engine"]
     if session.has("writer"):
-        sizes["writer"] = ray.get(session.actor("writer").memory.remote())
+        sizes["writer"] = session.ask("writer", "memory", limit="answer")
     if session.has("rollout"):
-        sizes["rollout_engine"] = ray.get(session.actor("rollout").memory.remote())
+        sizes["rollout_engine"] = session.ask("rollout", "memory", limit="answer")
     return {copy: kinds for copy, kinds in sizes.items() if kinds}

@@ -1,8 +1,7 @@
-"""Several rollout engines as one: prompts are dealt to them, answers come back in prompt order.
+"""What of a call goes to which of several rollout engines, and how their results become one.
 
-Data parallel: every engine holds all weights, answers its part of a call's prompts and takes every
-weight sync. A call gives one reference, as a single actor's does; the parts meet in a small task
-and not in the driver.
+Prompts are dealt in order, so that answers come back in prompt order; all else goes to every
+engine.
 """
 
 from __future__ import annotations
@@ -13,50 +12,31 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import ray
+from cluster.recipe import Call
 
 
-class RolloutGroup:
-    """Stands for one `actors.rollout.RolloutActor`: `group.generate.remote(...)` and so on."""
+def dealt(name: str, call: Call, number: int, *, one_seed: bool = False) -> list[Call | None]:
+    """`call` as each of `number` engines is to be asked; None for one that has nothing to do.
 
-    def __init__(self, actors: Sequence[Any]):
-        self.actors = list(actors)
-        self.one_seed = False
-        """Whether each answer draws its own chance, so that parts need no seeds of their own."""
+    With `one_seed` each answer draws its own chance, so that parts need no seeds of their own.
+    Limiting case: one engine gets the call as it is.
+    """
+    if number == 1 or name not in DEALT:
+        return [call] * number
+    items, rest = call.args[0], call.args[1:]
+    parts = contiguous(items, number)
+    seeds = [0] * number if one_seed else list(range(number))
+    return [
+        Call(name, (part, *seeded(rest, seed)), seeded(call.kwargs, seed))
+        if part or not (items or index)
+        else None
+        for index, (part, seed) in enumerate(zip(parts, seeds, strict=True))
+    ]
 
-    def __getattr__(self, name: str) -> Call:
-        if name not in JOINED:
-            raise AttributeError(f"rollout engines have no call {name!r} as a group")
-        return Call(self, name)
 
-
-class Call:
-    """One call of the group, to be made with `remote`."""
-
-    def __init__(self, group: RolloutGroup, name: str):
-        self.group, self.name = group, name
-
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """A reference to what the engines' results are together."""
-        if self.name in DEALT:
-            results = self._deal(*args, **kwargs)
-        else:
-            if self.name == "load":
-                self.group.one_seed = args[0].seeds == "answer"
-            actors = self.group.actors
-            results = [getattr(actor, self.name).remote(*args, **kwargs) for actor in actors]
-        return ray.remote(num_cpus=0)(_join).remote(self.name, *results)
-
-    def _deal(self, items: Sequence[Any], *args: Any, **kwargs: Any) -> list[Any]:
-        actors = self.group.actors
-        results = []
-        for number, part in enumerate(contiguous(items, len(actors))):
-            if not part and number:
-                break
-            seed_of = 0 if self.group.one_seed else number
-            call = getattr(actors[number], self.name)
-            results.append(call.remote(part, *seeded(args, seed_of), **seeded(kwargs, seed_of)))
-        return results
+def joined(name: str, results: Sequence[Any]) -> Any:
+    """The engines' results as one engine would have given them."""
+    return JOINED[name](results)
 
 
 def contiguous(items: Sequence[Any], number: int) -> list[Sequence[Any]]:
@@ -83,10 +63,6 @@ def seeded(arguments: Any, number: int) -> Any:
     if "seed" not in arguments:
         return arguments
     return {**arguments, "seed": part_seed(arguments["seed"], number)}
-
-
-def _join(name: str, *results: Any) -> Any:
-    return JOINED[name](results)
 
 
 def chained(results: Sequence[Sequence[Any]]) -> list[Any]:
@@ -134,6 +110,6 @@ JOINED: dict[str, Callable[[Any], Any]] = {
     "memory": added,
     "conditions": first,
     "load": first,
-    "warm_up": first,
+    "unload": first,
 }
 """Call -> how the engines' results become one."""

@@ -23,7 +23,7 @@ from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
-from cluster.placement_config import asked
+from cluster.placement_config import demand
 from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
@@ -172,7 +172,12 @@ def new_run(config: RunConfig, name: str) -> Iterator[tuple[Console, Path]]:
 
 def make_session(config: RunConfig, console: Console) -> Session:
     """The run's Ray session."""
-    return Session(num_threads=config.num_threads, console=console, asked=asked(config))
+    return Session(
+        num_threads=config.num_threads,
+        console=console,
+        demand=demand(config),
+        deadlines=config.deadlines,
+    )
 
 
 def prepare(
@@ -237,7 +242,7 @@ def finish(run: Run, work: Callable[[], None]) -> int:
         with surfaced():
             work()
     except RunStoppedError as error:
-        arm.result.failure = str(error)
+        arm.stopped(str(error))
         console.warn(str(error))
         code = 1
     except BaseException as error:

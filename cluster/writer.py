@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ray
-
 from actors.text import TextSpec
 from cluster.arm import Arm
 from cluster.session import Session
@@ -22,14 +20,14 @@ def load_writer(session: Session, arm: Arm) -> None:
         kv_cache_mib=arm.config.rollout.kv_cache_mib,
         bf16=arm.config.train.bf16,
     )
-    ray.get(session.actor("writer").load.remote(spec))
+    session.ask("writer", "load", spec, limit="load")
     arm.method.text_model = lambda requests: ask_writer(session, arm, requests)
 
 
 def ask_writer(session: Session, arm: Arm, requests: Sequence[str]) -> list[str | None]:
     """The text model's replies."""
     seed = arm.config.seed * 1000 + arm.round
-    replies: list[str | None] = ray.get(
-        session.actor("writer").reply.remote(list(requests), seed=seed)
+    replies: list[str | None] = session.ask(
+        "writer", "reply", list(requests), limit="generate", seed=seed
     )
     return replies

@@ -56,8 +56,8 @@ class RPO(Method):
 
     def most_groups(self, num_prompts: int, num_answers: int) -> int:
         """Sets that a round can have at most."""
-        pairs = super().most_groups(num_prompts, num_answers)
-        return math.ceil(pairs / self.config.contrast_size)
+        size: int = self.config.contrast_size
+        return math.ceil(super().most_groups(num_prompts, num_answers) / size)
 
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random

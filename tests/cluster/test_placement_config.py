@@ -7,7 +7,7 @@ import pytest
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import validate
 from cluster.placement import Request
-from cluster.placement_config import asked
+from cluster.placement_config import demand
 from trainers.data.errors import UserError
 
 
@@ -18,7 +18,7 @@ def config(method: str = "ppo", **values: object) -> RunConfig:
 def test_gpus_of_a_role_set_its_ranks_and_engines():
     found = config(placement={"gpus": {"policy": 4, "rollout": 4}}, rollout={"tensor_parallel": 2})
     assert found.train.num_ranks == 4 and found.rollout.num_engines == 2
-    assert asked(found).requests == (
+    assert demand(found).requests == (
         Request("policy", 4),
         Request("critic", 4),
         Request("reference", 1),
@@ -29,7 +29,7 @@ def test_gpus_of_a_role_set_its_ranks_and_engines():
 
 def test_ranks_and_engines_need_no_gpus_beside_them():
     found = config("dpo", train={"num_ranks": 2}, rollout={"num_engines": 3})
-    assert [(r.role, r.num_gpus) for r in asked(found).requests] == [
+    assert [(r.role, r.num_gpus) for r in demand(found).requests] == [
         ("policy", 2),
         ("reference", 1),
         ("rollout", 3),
@@ -38,18 +38,18 @@ def test_ranks_and_engines_need_no_gpus_beside_them():
 
 
 def test_only_roles_of_the_run_are_asked_for():
-    roles = {r.role for r in asked(config("sft")).requests}
+    roles = {r.role for r in demand(config("sft")).requests}
     assert roles == {"policy", "rollout", "judge"}
     lora = {"lora_rank": 4, "reference": "adapter_off", "critic": "shared_base"}
-    roles = {r.role for r in asked(config("ppo", train=lora)).requests}
+    roles = {r.role for r in demand(config("ppo", train=lora)).requests}
     assert roles == {"policy", "rollout", "judge"}
-    pair = asked(config("sft"), config("ppo"))
+    pair = demand(config("sft"), config("ppo"))
     assert [r.role for r in pair.requests] == ["policy", "critic", "reference", "rollout", "judge"]
 
 
 def test_the_critic_may_have_its_own_number():
     found = config(placement={"gpus": {"critic": 1, "judge": 0}}, train={"num_ranks": 2})
-    numbers = {r.role: r.num_gpus for r in asked(found).requests}
+    numbers = {r.role: r.num_gpus for r in demand(found).requests}
     assert numbers == {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "judge": 0}
 
 

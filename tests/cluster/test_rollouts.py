@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.answers import SegmentSettings
+from cluster.recipe import Call
 from cluster.rollouts import (
-    JOINED,
-    RolloutGroup,
     added,
     contiguous,
+    dealt,
     equal,
+    joined,
     pairs_chained,
     part_seed,
     seeded,
@@ -44,7 +45,7 @@ def test_the_first_part_has_the_seed_of_the_call_and_the_others_have_their_own()
 def test_results_become_one():
     assert pairs_chained([(["a", "b"], ["x"]), (["c"], [])]) == (["a", "b", "c"], ["x"])
     assert added([{"weights": 2, "kv_cache": 1}, {"weights": 3}]) == {"weights": 5, "kv_cache": 1}
-    assert JOINED["sleep"]([3, 4]) == 7
+    assert joined("sleep", [3, 4]) == 7
 
 
 def test_engines_at_different_versions_are_an_error():
@@ -53,6 +54,24 @@ def test_engines_at_different_versions_are_an_error():
         equal([4, 5])
 
 
-def test_an_unknown_call_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no call 'end_phase' as a group"):
-        RolloutGroup([]).end_phase.remote("train")
+def test_prompts_are_dealt_and_all_else_goes_to_every_engine():
+    call = Call("generate", (["a", "b", "c"],), {"seed": 5, "prefix": "r1/"})
+    assert dealt("generate", call, 1) == [call]
+    assert dealt("generate", call, 2) == [
+        Call("generate", (["a", "b"],), {"seed": 5, "prefix": "r1/"}),
+        Call("generate", (["c"],), {"seed": part_seed(5, 1), "prefix": "r1/"}),
+    ]
+    sync = Call("update_weights", ("buckets", 3))
+    assert dealt("update_weights", sync, 2) == [sync, sync]
+
+
+def test_answers_with_seeds_of_their_own_need_none_for_their_part():
+    call = Call("generate", (["a", "b"],), {"seed": 5})
+    assert [part.kwargs for part in dealt("generate", call, 2, one_seed=True)] == [{"seed": 5}] * 2
+
+
+def test_an_engine_without_a_prompt_is_not_asked():
+    found = dealt("generate", Call("generate", (["a"],), {"seed": 5}), 3)
+    assert found == [Call("generate", (["a"],), {"seed": 5}), None, None]
+    none = dealt("generate", Call("generate", ([],), {"seed": 5}), 2)
+    assert none == [Call("generate", ([],), {"seed": 5}), None]  # one has to give the empty answer
