@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cluster.console import Console
 from cluster.placement import Request
-from cluster.placement_config import Asked
+from cluster.placement_config import Demand
 from cluster.placement_ray import reserve
 from cluster.session import Session
 from trainers.data.errors import UserError
@@ -37,7 +37,7 @@ class Light:
         return node, os.environ["CUDA_VISIBLE_DEVICES"], str(actors.__file__)
 
 
-def seen(session: Session, asked: Asked) -> dict[str, list[Any]]:
+def seen(session: Session, demand: Demand) -> dict[str, list[Any]]:
     """Role -> what each rank's process sees."""
     found: dict[str, list[Any]] = {}
     handles = [
@@ -45,7 +45,7 @@ def seen(session: Session, asked: Asked) -> dict[str, list[Any]]:
             request.role,
             ray.remote(Light).options(**session.reservation.options(request.role, rank)).remote(),
         )
-        for request in asked.requests
+        for request in demand.requests
         for rank in range(request.num_processes)
     ]
     for role, actor in handles:
@@ -63,14 +63,14 @@ def refusal(requests: list[Request], **kwargs: Any) -> str:
 
 def one(console: Console) -> dict[str, Any]:
     ray.init("local", num_gpus=3, num_cpus=2, include_dashboard=False, log_to_driver=False)
-    asked = Asked((Request("policy", 2), Request("rollout"), Request("judge")))
-    with Session(console=console, num_threads=1, asked=asked) as session:
-        result = {"seen": seen(session, asked)}
+    demand = Demand((Request("policy", 2), Request("rollout"), Request("judge")))
+    with Session(console=console, num_threads=1, demand=demand) as session:
+        result = {"seen": seen(session, demand)}
         # Two of the three are held, and the session's own plan holds all: nobody gives one back.
         result["held"] = refusal([Request("policy", 2)], wait_seconds=1.0)
         result["too_many"] = refusal([Request("policy", 4)], wait_seconds=1.0)
-    with Session(console=console, num_threads=1, asked=asked) as session:  # all were given back
-        result["again"] = seen(session, asked)
+    with Session(console=console, num_threads=1, demand=demand) as session:  # all were given back
+        result["again"] = seen(session, demand)
     return result
 
 
@@ -81,10 +81,10 @@ def two(console: Console) -> dict[str, Any]:
     cluster.add_node(**NODE)
     os.environ["RAY_ADDRESS"] = cluster.address
     requests = (Request("policy", 6), Request("rollout", 2, 2), Request("judge"))
-    asked = Asked(requests, (("policy", "rollout"),))
-    with Session(console=console, num_threads=1, asked=asked) as session:
+    demand = Demand(requests, (("policy", "rollout"),))
+    with Session(console=console, num_threads=1, demand=demand) as session:
         return {
-            "seen": seen(session, asked),
+            "seen": seen(session, demand),
             "nodes": [node.id for node in session.plan.nodes],
             "seats": [(s.role, s.rank, s.node, len(s.gpus)) for s in session.plan.seats],
         }
