@@ -62,8 +62,7 @@ def losses(shared_session, tiny_model, store, samples):
                     n: v for n, v in reported[0].items() if "seconds" not in n
                 }
             steps.append(reported[0])
-        for actor in group.actors:
-            ray.kill(actor)
+        group.end()
         return steps
 
     return run

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from actors.answers import SegmentSettings
 from cluster.recipe import Call
 from cluster.rollouts import (
-    JOINED,
     added,
     contiguous,
     dealt,
     equal,
+    joined,
     pairs_chained,
     part_seed,
     seeded,
@@ -45,7 +45,7 @@ def test_the_first_part_has_the_seed_of_the_call_and_the_others_have_their_own()
 def test_results_become_one():
     assert pairs_chained([(["a", "b"], ["x"]), (["c"], [])]) == (["a", "b", "c"], ["x"])
     assert added([{"weights": 2, "kv_cache": 1}, {"weights": 3}]) == {"weights": 5, "kv_cache": 1}
-    assert JOINED["sleep"]([3, 4]) == 7
+    assert joined("sleep", [3, 4]) == 7
 
 
 def test_engines_at_different_versions_are_an_error():
@@ -54,15 +54,24 @@ def test_engines_at_different_versions_are_an_error():
         equal([4, 5])
 
 
-def test_every_engine_gets_what_is_not_dealt_and_its_part_of_what_is():
-    load = Call("load", ("spec",))
-    assert dealt(load, 2) == [load, load]
-    generate = Call("generate", (["a", "b", "c"],), {"seed": 5})
-    assert dealt(generate, 1) == [generate]
-    assert dealt(generate, 2) == [
-        Call("generate", (["a", "b"],), {"seed": 5}),
-        Call("generate", (["c"],), {"seed": part_seed(5, 1)}),
+def test_prompts_are_dealt_and_all_else_goes_to_every_engine():
+    call = Call("generate", (["a", "b", "c"],), {"seed": 5, "prefix": "r1/"})
+    assert dealt(call, 1) == [call]
+    assert dealt(call, 2) == [
+        Call("generate", (["a", "b"],), {"seed": 5, "prefix": "r1/"}),
+        Call("generate", (["c"],), {"seed": part_seed(5, 1), "prefix": "r1/"}),
     ]
-    assert dealt(generate, 2, one_seed=True)[1] == Call("generate", (["c"],), {"seed": 5})
-    assert [call is None for call in dealt(generate, 4)] == [False, False, False, True]
-    assert dealt(Call("generate", ([],)), 2) == [Call("generate", ([],)), None]
+    sync = Call("update_weights", ("buckets", 3))
+    assert dealt(sync, 2) == [sync, sync]
+
+
+def test_answers_with_seeds_of_their_own_need_none_for_their_part():
+    call = Call("generate", (["a", "b"],), {"seed": 5})
+    assert [part.kwargs for part in dealt(call, 2, one_seed=True)] == [{"seed": 5}] * 2
+
+
+def test_an_engine_without_a_prompt_is_not_asked():
+    found = dealt(Call("generate", (["a"],), {"seed": 5}), 3)
+    assert found == [Call("generate", (["a"],), {"seed": 5}), None, None]
+    none = dealt(Call("generate", ([],), {"seed": 5}), 2)
+    assert none == [Call("generate", ([],), {"seed": 5}), None]  # one has to give the empty answer
