@@ -33,7 +33,6 @@ from trainers.comparison import MethodResult
 from trainers.data.errors import UserError
 from trainers.random_state import random_state, set_random_state, set_state_of, state_of
 
-FOLDER = "checkpoints"
 GROWING = ("metrics.jsonl", str(LEDGER))
 """Files that every round adds to."""
 BY_ROUND = ("rounds", "corrections")
@@ -62,7 +61,7 @@ class Checkpoints:
     ):
         self.session, self.arm, self.rng, self.best = session, arm, rng, best
         self.online = online
-        self.root = arm.folder / FOLDER
+        self.root = arm.folder / checkpoint.CHECKPOINTS
         self.settings = arm.config.checkpoint
         self._unwritten: RunState | None = None
 

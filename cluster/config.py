@@ -347,6 +347,15 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _state_can_be_saved(self) -> Self:
+        if self.train.offload_optimizer == "nvme" and self.checkpoint.every:
+            raise UserError(
+                "train.offload_optimizer=nvme: optimiser states on a disk are not read back into "
+                "checkpoints; set checkpoint.every=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _negatives_fit(self) -> Self:
         if not self.negatives.rejected:
             return self

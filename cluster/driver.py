@@ -218,7 +218,7 @@ def run_round(
     with session.console.stage(title, total=4) as bar:
         bar.advance(0, "generate and judge")
         if online:
-            forget_requests(session)
+            forget_requests(session, arm)
         samples, judged = source.collect(number)
         with finishing():
             checkpoints.training_begins()

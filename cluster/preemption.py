@@ -8,6 +8,7 @@ in the main thread; the run writes its checkpoint on the way out, and the exit c
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,8 +28,12 @@ class Preempted(BaseException):
 class _State:
     asked = False
     """Whether SIGTERM has arrived."""
+    stopping = False
+    """Whether `Preempted` is on its way."""
     finishing = 0
     """How many blocks of `finishing` are open."""
+    timer: threading.Timer | None = None
+    """Sends SIGTERM once more when `GRACE` is over."""
 
 
 _state = _State()
@@ -44,9 +49,8 @@ def preemptible(going_on: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state.asked, _state.finishing = False, 0
+    _state.asked, _state.stopping, _state.finishing = False, False, 0
     before = signal.signal(signal.SIGTERM, _terminated)
-    alarm = signal.signal(signal.SIGALRM, _out_of_time)
     try:
         yield
     except (Preempted, Exception) as error:
@@ -55,8 +59,7 @@ def preemptible(going_on: str) -> Iterator[None]:
             raise Preempted(f"stopped by SIGTERM; go on with: {going_on}") from error
         raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, alarm)
+        _stop_timer()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -69,19 +72,28 @@ def finishing() -> Iterator[None]:
     finally:
         _state.finishing -= 1
     if _state.asked and not _state.finishing:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        raise Preempted
+        _stop()
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    if _state.asked:
+    if _state.stopping:
         return
-    _state.asked = True
-    if _state.finishing:
-        signal.setitimer(signal.ITIMER_REAL, GRACE)
-    else:
-        raise Preempted
+    if _state.finishing and not _state.asked:
+        _state.asked = True
+        _state.timer = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGTERM))
+        _state.timer.daemon = True
+        _state.timer.start()
+        return
+    _stop()  # nothing has to be finished, or it took too long
 
 
-def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
+def _stop() -> None:
+    _state.asked = _state.stopping = True
+    _stop_timer()
     raise Preempted
+
+
+def _stop_timer() -> None:
+    if _state.timer is not None:
+        _state.timer.cancel()
+        _state.timer = None

@@ -98,6 +98,8 @@ def replay_config(
     values |= {"name": "", "judge": judge if judge is not None else values["judge"]}
     # A replay has no engine between its rounds, so nothing can be said of them.
     values["eval"]["keep_best"] = None
+    # It can be run again as it was.
+    values["checkpoint"]["every"] = 0
     merged = merge(values, overrides)
     if merged["method"]["name"] != method:
         raise UserError(f"method.name: {merged['method']['name']!r} against --method {method}")
@@ -105,6 +107,11 @@ def replay_config(
         raise UserError(
             "eval.keep_best: a replay evaluates once, at its end, so it cannot compare rounds; "
             "leave it out"
+        )
+    if merged["checkpoint"]["every"]:
+        raise UserError(
+            "checkpoint.every: a replay is not resumed but run again, which gives the same; leave "
+            "it out"
         )
     return validate(RunConfig, merged, source)
 

@@ -90,13 +90,14 @@ def awake(session: Session, arm: Arm, role: Literal["rollout", "judge"]) -> Iter
         _move(arm, lambda: session.sleep(role))
 
 
-def forget_requests(session: Session) -> None:
+def forget_requests(session: Session, arm: Arm) -> None:
     """Empty the engines' caches before a round: what they were asked earlier (an evaluation, a
     check) shifts how requests are batched, and with it the last bits of what is sampled. A run that
-    goes on from a checkpoint was not asked those. Engines that sleep have empty caches anyway.
+    goes on from a checkpoint was not asked those. Engines that sleep have emptied theirs.
     """
     for role in ("rollout", "judge"):
-        if session.has(role):
+        sleeps = arm.config.rollout.sleep and session.shares(role)
+        if session.has(role) and not sleeps:
             session.ask(role, "forget_requests", limit="answer")
 
 

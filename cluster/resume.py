@@ -10,6 +10,7 @@ from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import merge, read_yaml, validate
 from cluster.run_state import read_state
 from trainers import checkpoint
+from trainers.checkpoint import CHECKPOINTS
 from trainers.data.errors import UserError
 
 FREE = (
@@ -43,6 +44,11 @@ def resume_train(folder: Path, overrides: Mapping[str, Any]) -> int:
     values = recorded(folder)
     if "arms" in values:
         raise UserError(f"{folder}: this is a comparison; go on with quartet compare --resume")
+    if not (folder / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"{folder}: no {CHECKPOINTS}; this is no run of quartet train, or one with "
+            "checkpoint.every=0"
+        )
     config = validate(RunConfig, changed(values, overrides), str(folder))
     prepare(folder)
     from cluster.run import train
@@ -93,7 +99,7 @@ def prepare(folder: Path) -> None:
     Raises:
         UserError: the checkpoint is damaged; names what it lacks.
     """
-    root = folder / "checkpoints"
+    root = folder / CHECKPOINTS
     if not (numbers := checkpoint.rounds(root)):
         return
     path = checkpoint.folder(root, numbers[-1])

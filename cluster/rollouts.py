@@ -111,5 +111,6 @@ JOINED: dict[str, Callable[[Any], Any]] = {
     "conditions": first,
     "load": first,
     "unload": first,
+    "forget_requests": first,
 }
 """Call -> how the engines' results become one."""

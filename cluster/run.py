@@ -32,6 +32,7 @@ from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
 from cluster.text_model import writer_folder
 from cluster.writer import load_writer
 from rewards.config import AnyJudge
+from trainers.checkpoint import CHECKPOINTS
 from trainers.comparison import Comparison, Evaluated, load, save, write_atomic
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
@@ -74,6 +75,8 @@ def train(config: RunConfig, resumed: Path | None = None, *, debug: bool = False
     check_inputs(config)
     name = config.name or config.method.name
     with new_run(config, name, resumed, debug=debug) as (console, folder):
+        if config.checkpoint.every:
+            (folder / CHECKPOINTS).mkdir(exist_ok=True)  # it can be resumed from now on
         store = ImageStore(folder / "images")
         data = read_data(config.data, store, console) if config.data.path else None
         if data is not None and config.model is not None:  # before anything slow starts
@@ -281,6 +284,7 @@ def finish(run: Run, work: Callable[[], None]) -> int:
     begun = time.perf_counter()
     arm, console = run.arm, run.session.console
     code = 0
+    refused = False
     try:
         with surfaced():
             work()
@@ -289,6 +293,8 @@ def finish(run: Run, work: Callable[[], None]) -> int:
         console.warn(str(error))
         code = 1
     except BaseException as error:
+        # Of a resumed run that cannot go on, the earlier results stay.
+        refused = isinstance(error, UserError) and arm.round == 0
         known = {KeyboardInterrupt: "interrupted", Preempted: "stopped by SIGTERM"}
         arm.result.failure = known.get(type(error), type(error).__name__)
         raise
@@ -304,7 +310,8 @@ def finish(run: Run, work: Callable[[], None]) -> int:
             judge=dict(run.judge_metrics),
             seconds_total=time.perf_counter() - begun,
         )
-        write_results(run, comparison)
+        if not refused:
+            write_results(run, comparison)
     console.comparison_table(comparison)
     for reason, number in arm.result.dropped.items():
         console.line(f"dropped {number}: {reason}")

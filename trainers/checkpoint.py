@@ -21,6 +21,8 @@ from pathlib import Path
 
 from trainers.data.errors import UserError
 
+CHECKPOINTS = "checkpoints"
+"""The folder in a run's folder."""
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
@@ -36,7 +38,8 @@ def write(root: Path, number: int, fill: Callable[[Path], None]) -> Path:
     """
     root.mkdir(parents=True, exist_ok=True)
     unfinished, target = root / UNFINISHED, folder(root, number)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for leftover in root.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
     try:
         unfinished.mkdir()
         fill(unfinished)

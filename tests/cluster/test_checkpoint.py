@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,13 +22,17 @@ from hypothesis import strategies as st
 
 from cluster import preemption
 from cluster.best import BestRound
+from cluster.checkpoint_config import CheckpointConfig
+from cluster.checkpoints import Checkpoints
+from cluster.cli import main
+from cluster.failures import RunStoppedError
 from cluster.fingerprint import ENDS, fingerprint
 from cluster.preemption import Preempted, finishing, preemptible
 from cluster.resume import ABANDONED, changed, prepare, recorded, resume_compare, resume_train
 from cluster.run_state import STATE, RunState, read_state
 from cluster.session import Clock
 from trainers import checkpoint
-from trainers.comparison import MethodResult
+from trainers.comparison import CurvePoint, MethodResult
 from trainers.data.errors import UserError
 from trainers.random_state import random_state, set_random_state, set_state_of, state_of
 
@@ -38,6 +43,19 @@ def fill(folder: Path) -> None:
     (folder / "engine").mkdir()
     (folder / "engine" / "policy-00001.safetensors").write_bytes(b"weights" * 1000)
     (folder / STATE).write_text("{}")
+
+
+IN_A_PROCESS = """
+import errno, os, sys
+from pathlib import Path
+from trainers import checkpoint
+
+root = Path(sys.argv[1])
+
+def fill(folder):
+    (folder / "weights").write_bytes(b"weights" * 1000)
+"""
+"""The start of programs that are killed, or run out of disk."""
 
 
 def tree(folder: Path) -> set[str]:
@@ -106,17 +124,14 @@ def test_a_failure_leaves_the_older_one_and_nothing_else(root):
 
 def test_a_kill_leaves_the_older_one_and_the_next_one_can_be_written(root):
     code = """
-import os, sys
-from pathlib import Path
-from tests.cluster.test_checkpoint import checkpoint, fill
-
 def killed(folder):
     fill(folder)
     os.kill(os.getpid(), 9)
 
-checkpoint.write(Path(sys.argv[1]), 4, killed)
+checkpoint.write(root, 4, killed)
 """
-    run = subprocess.run([sys.executable, "-c", code, root], cwd=ROOT, check=False)
+    command = [sys.executable, "-c", IN_A_PROCESS + code, root]
+    run = subprocess.run(command, cwd=ROOT, check=False)
     assert run.returncode == -signal.SIGKILL
     assert checkpoint.rounds(root) == [3]
     checkpoint.verify(root / "round_000003")
@@ -126,18 +141,14 @@ checkpoint.write(Path(sys.argv[1]), 4, killed)
 
 def test_a_full_disk_leaves_the_older_one(tmp_path):
     """A file system of 64 KiB, in a mount namespace of its own."""
-    if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+    may = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "true"], check=False)
+    if not may or may.returncode:
         pytest.skip("this machine lets nobody mount")
     code = """
-import errno, sys
-from pathlib import Path
-from tests.cluster.test_checkpoint import checkpoint, fill
-
 def too_much(folder):
     fill(folder)
     (folder / "more").write_bytes(bytes(100_000))
 
-root = Path(sys.argv[1])
 checkpoint.write(root, 1, fill)
 try:
     checkpoint.write(root, 2, too_much)
@@ -150,19 +161,24 @@ checkpoint.verify(root / "round_000001")
 checkpoint.write(root, 2, fill)
 """
     script = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" -c "$3" "$1"'
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", tmp_path, sys.executable, code]
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", tmp_path, sys.executable]
+    command.append(IN_A_PROCESS + code)
     run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
 def test_removing_takes_the_name_away_first(root, monkeypatch):
     def killed(path, **options):
-        raise KeyboardInterrupt
+        if path.exists():
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.remove(root, 3)
-    assert checkpoint.rounds(root) == [3] or not (root / "round_000003").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.remove(root, 3)
+    assert checkpoint.rounds(root) == [] and len(list(root.iterdir())) == 1
+    checkpoint.write(root, 4, fill)
+    assert [path.name for path in root.iterdir()] == ["round_000004"]
 
 
 @given(st.sets(st.integers(1, 50)), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 50)))
@@ -285,6 +301,8 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("rounds: 2\n")
     with pytest.raises(UserError, match="quartet train --resume"):
         resume_compare(tmp_path, {})
+    with pytest.raises(UserError, match="no checkpoints; this is no run of quartet train"):
+        resume_train(tmp_path, {})  # a replay, for one
 
 
 def test_what_the_log_said_later_goes_to_another_file(tmp_path):
@@ -301,6 +319,79 @@ def test_what_the_log_said_later_goes_to_another_file(tmp_path):
     (tmp_path / "checkpoints" / "round_000003" / STATE).unlink()
     with pytest.raises(UserError, match=r"state\.json: the checkpoint lacks this file"):
         prepare(tmp_path)
+
+
+def checkpoints_of(folder: Path, fill_with, **settings) -> Checkpoints:
+    """Of an arm whose copies are `fill_with`; the session is not asked anything."""
+    arm = SimpleNamespace(
+        folder=folder,
+        config=SimpleNamespace(checkpoint=CheckpointConfig(**settings), rounds=9),
+        result=MethodResult(),
+        phase=Clock().phase,
+    )
+    made = Checkpoints(SimpleNamespace(), arm, random.Random(0), None, online=False)
+    made._fill = fill_with
+    made._state = lambda number: state(round=number)
+    return made
+
+
+def test_which_rounds_are_written_and_which_stay(tmp_path):
+    def fill_state(folder, saved):
+        (folder / STATE).write_text(saved.model_dump_json())
+
+    made = checkpoints_of(tmp_path, fill_state, every=2, keep=2, keep_best="chair_i")
+    for number, value in enumerate((0.3, 0.5, 0.1, 0.2, 0.4, 0.3, 0.3, 0.3, 0.3), start=1):
+        made.training_begins()
+        made.arm.result.curve.append(CurvePoint(round=number, chair_i=value))
+        made.round_done(number)
+    assert checkpoint.rounds(made.root) == [4, 8, 9]  # 9 is the last round; 3 was never written
+    made.write()  # nothing is left to write
+    assert checkpoint.rounds(made.root) == [4, 8, 9]
+
+
+def test_sigterm_writes_a_round_that_was_not_due_unless_training_has_begun(tmp_path):
+    made = checkpoints_of(tmp_path, lambda folder, saved: None, every=5)
+    made.round_done(1)
+    made.write()
+    made.round_done(2)
+    made.training_begins()
+    made.write()
+    assert checkpoint.rounds(made.root) == [1]
+
+
+def test_a_full_disk_stops_the_run_with_a_line(tmp_path):
+    room = True
+
+    def fill_once(folder, saved):
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    made = checkpoints_of(tmp_path, fill_once)
+    made.round_done(1)
+    room = False
+    with pytest.raises(RunStoppedError) as error:
+        made.round_done(2)
+    for part in (
+        "round 2 cannot be written: No space left",
+        "that of round 1 is whole",
+        "--resume",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "train: give a method"),
+        (["train", "dpo", "--resume", "x"], "method: a resumed run keeps its settings"),
+        (["train", "--judge", "random", "--resume", "x"], "--judge: a resumed run keeps"),
+        (["compare", "--quick", "--resume", "x"], "--quick: a resumed run keeps"),
+        (["train", "--resume", "/no/such"], "no config.yaml; give the folder of a run"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_best_rounds_of_checkpoints_stay(tmp_path):

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.answers import SegmentSettings
+from actors.rollout import RolloutActor
 from cluster.recipe import Call
 from cluster.rollouts import (
+    JOINED,
     added,
     contiguous,
     dealt,
@@ -75,3 +77,9 @@ def test_an_engine_without_a_prompt_is_not_asked():
     assert found == [Call("generate", (["a"],), {"seed": 5}), None, None]
     none = dealt(Call("generate", ([],), {"seed": 5}), 2)
     assert none == [Call("generate", ([],), {"seed": 5}), None]  # one has to give the empty answer
+
+
+def test_whatever_an_engine_can_be_asked_can_be_asked_of_several():
+    calls = {name for name in vars(RolloutActor) if not name.startswith("_")}
+    of_each_by_itself = {"end_phase", "warm_up"}
+    assert calls - of_each_by_itself == JOINED.keys()
