@@ -272,6 +272,11 @@ class JudgeActor:
         """Bring it back to the device. Returns the bytes moved."""
         return self._judge.wake() if isinstance(self._judge, ModelJudge) else 0
 
+    def forget_requests(self) -> None:
+        """Empty the caches of the judge's engine, if it has one."""
+        if isinstance(self._judge, ModelJudge):
+            self._judge.forget_requests()
+
     def sleep(self) -> int:
         """Send the judge's engine, if it has one, off the device. Returns the bytes moved."""
         return self._judge.sleep() if isinstance(self._judge, ModelJudge) else 0

@@ -141,6 +141,10 @@ class RolloutActor:
         note(f"update_weights: loaded version {loaded}")
         return loaded
 
+    def forget_requests(self) -> None:
+        """Empty the engine's caches."""
+        self.engine.memory.forget_requests()
+
     def sleep(self) -> int:
         """Send the engine off the device until `wake_up`. Returns the bytes moved."""
         self.meter.note("rollout_engine", self.engine.memory.on_device())

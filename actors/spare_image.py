@@ -43,9 +43,10 @@ def spare_row(model_dir: str) -> SpareRow:
     return SpareRow(torch.from_numpy(encoded.input_ids), encoded.model_inputs)
 
 
-def run_tower_always(vlm: Any, model_dir: str) -> None:
-    """Hook `vlm.model`, so that every forward of it passes the tower."""
-    if getattr(vlm.model, "has_spare_row", False):  # a twin of a hooked model has its hooks
+def run_tower_always(vlm: Any, model_dir: str, ranks: int) -> None:
+    """Hook `vlm.model`, so that every forward of it passes the tower; one rank alone need not."""
+    # A twin of a hooked model has its hooks.
+    if ranks == 1 or getattr(vlm.model, "has_spare_row", False):
         return
     vlm.model.has_spare_row = True
     spare = spare_row(model_dir)

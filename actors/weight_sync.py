@@ -37,20 +37,56 @@ class CorruptBucketError(RuntimeError):
     """A bucket arrived with other bytes than it was sent with."""
 
 
-def checkpoint_tensors(vlm: Any, *, gather: bool = False) -> Iterator[tuple[str, Tensor]]:
+GATHER_BYTES = 2**28
+"""Of ZeRO-3's partitioned parameters that are whole at one time, unless one alone is larger."""
+
+
+def checkpoint_tensors(
+    vlm: Any, *, gather: bool = False, keep: bool = True, gather_bytes: int = GATHER_BYTES
+) -> Iterator[tuple[str, Tensor]]:
     """Parameters under the names of the checkpoint that `vlm` was loaded from, detached.
 
     Adapters are merged: each adapted weight is computed when its turn comes and is a new tensor;
-    the module stays as it is. With `gather` (ZeRO-3) the partitioned parameters are gathered
-    first; every rank must call, but need not iterate.
+    the module stays as it is. With `gather` (ZeRO-3) the partitioned parameters are gathered first,
+    `gather_bytes` at a time, and copied to host memory while they are whole. Every rank must call;
+    one that does not `keep` them gets nothing.
     """
-    if not gather:
-        return _merged(vlm, {name: tensor.detach() for name, tensor in vlm.state_dict().items()})
+    state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    if gather:
+        state |= _gathered(vlm, keep, gather_bytes)
+    return _merged(vlm, state) if keep else iter(())
+
+
+def _gathered(vlm: Any, keep: bool, gather_bytes: int) -> dict[str, Tensor]:
+    """Copies of all parameters by their names in memory; empty for a rank that keeps none."""
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(vlm.parameters())):
-        state = {name: tensor.detach().clone() for name, tensor in vlm.state_dict().items()}
-    return _merged(vlm, state)
+    names: dict[Any, list[str]] = {}
+    for name, parameter in vlm.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    copies: dict[str, Tensor] = {}
+    for part in _parts(list(names), gather_bytes):
+        with deepspeed.zero.GatheredParameters(part):
+            for parameter in part if keep else ():
+                # Inside: outside, the storage is another's.
+                copy = parameter.detach().to("cpu", copy=True)
+                copies |= dict.fromkeys(names[parameter], copy)
+    return copies
+
+
+def _parts(parameters: list[Any], most_bytes: int) -> Iterator[list[Any]]:
+    """In order; the same on every rank, which only has a share of each."""
+    part: list[Any] = []
+    size = 0
+    for parameter in parameters:
+        whole = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if part and size + whole > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(parameter)
+        size += whole
+    if part:
+        yield part
 
 
 def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

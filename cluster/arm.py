@@ -35,6 +35,8 @@ class Arm:
     round: int = 0
     version: int = 0
     """Of the weights that the rollout engine was given last; 0: those of its folder."""
+    judge_dirs: tuple[str, ...] = ()
+    """Model folders of the judge."""
 
     def _announce(self, phase: str) -> None:
         """`phase.json`: what the run does now, for whoever looks at it from outside."""

@@ -33,6 +33,7 @@ from actors.reward import CritiqueJudge, evaluator_turns
 from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
 from actors.train_spec import TrainSpec
 from cluster.group import TrainGroup
+from cluster.home import home
 from cluster.session import Session
 from rewards.base import known_item
 from rewards.critique import CRITIQUE_REQUEST
@@ -117,8 +118,8 @@ class BuiltinModels:
 
 
 def cache_root() -> Path:
-    """`QUARTET_CACHE`, or `.cache/quartet` in the working directory."""
-    return Path(os.environ.get("QUARTET_CACHE", ".cache/quartet")).resolve()
+    """`QUARTET_CACHE`, or `.cache/quartet` in the working directory (`cluster.home`)."""
+    return Path(os.environ.get("QUARTET_CACHE") or home() / ".cache/quartet").resolve()
 
 
 def is_cached(recipe: WorldRecipe) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cluster.arms import DEFAULT_ARMS, expand_arms
+from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
 from cluster.deadlines import DeadlinesConfig
 from cluster.placement_config import PlacementConfig, agree
@@ -296,6 +297,7 @@ class RunConfig(Settings):
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per actor; by default as many as there are cores."""
 
@@ -391,6 +393,7 @@ class CompareConfig(Settings):
     placement: PlacementConfig = PlacementConfig()
     eval: EvalConfig = EvalConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     num_threads: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")

@@ -145,6 +145,10 @@ class Console:
         """Print one line in red, marked as a warning."""
         self.line(f"warning: {text}", "bold red")
 
+    def log_size(self) -> int:
+        """Bytes in the log file so far; 0 without one."""
+        return 0 if self._log is None else self._log.tell()
+
     def log(self, text: str) -> None:
         """Write to the log file only: what is too long for the terminal."""
         if self._log is not None:

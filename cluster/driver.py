@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +14,30 @@ import ray
 from cluster.accounts import settle
 from cluster.arm import Arm
 from cluster.best import BestRound, save_policy
+from cluster.checkpoints import Checkpoints
 from cluster.conditions import measure_conditions
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
-from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
+from cluster.preemption import Preempted, finishing
+from cluster.residency import (
+    at_work,
+    awake,
+    forget_requests,
+    load_reference,
+    measure_memory,
+    place,
+    wake_all,
+)
+from cluster.rollback import with_rollback
+from cluster.round_report import report_round
 from cluster.session import Session
 from cluster.sync import check_parity, refresh_reference, require_version, sync
 from cluster.text_model import writer_folder
-from rewards.base import JudgeItem, Judgement, component_means, scored
+from rewards.base import JudgeItem, Judgement, scored
 from trainers.batch import Row
-from trainers.comparison import CurvePoint, PhaseSpan
+from trainers.comparison import PhaseSpan
 from trainers.data.record_file import RecordWriter
-from trainers.data.records import BY_SOURCE, Record, Rollout, Sample, ScoredRollout
+from trainers.data.records import Record, Rollout, Sample, ScoredRollout
 from trainers.roles import (
     Role,
     copies_in_loop,
@@ -133,8 +144,28 @@ def run_arm(
 
     Without `online` (a replay) there is no engine to sync, to check or to evaluate with.
     """
+    with_rollback(session, arm, lambda: _run_arm(session, arm, source, evaluate, online=online))
+
+
+def _run_arm(
+    session: Session,
+    arm: Arm,
+    source: RolloutSource,
+    evaluate: EvaluateRound | None,
+    *,
+    online: bool,
+) -> None:
     with session.console.stage(f"{arm.name} load copies"):
         place(session, arm)
+    rng = random.Random(arm.config.seed)
+    metric = arm.config.eval.keep_best
+    best = BestRound(arm, metric) if metric is not None and evaluate is not None else None
+    checkpoints = Checkpoints(session, arm, rng, best, online=online)
+    finished = arm.round = checkpoints.restore()
+    if finished:
+        session.console.line(f"{arm.name}: goes on after round {finished}")
+        if arm.method.refresh_rate == 1:  # an average was read from the checkpoint
+            refresh_copies(session, arm)
     result = arm.result
     result.method = arm.method.name
     result.copies_train = list(copies_in_training(arm.method.copies))
@@ -151,34 +182,12 @@ def run_arm(
             sync(session, arm)
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
     session.traffic.take()  # what loading took is no round's
-    rng = random.Random(arm.config.seed)
-    metric = arm.config.eval.keep_best
-    best = BestRound(arm, metric) if metric is not None and evaluate is not None else None
-    for number in range(1, arm.config.rounds + 1):
-        begun = time.perf_counter()
-        arm.round = number
-        title = f"{arm.name} round {number}/{arm.config.rounds}"
-        with session.console.stage(title, total=4) as bar:
-            bar.advance(0, "generate and judge")
-            samples, judged = source.collect(number)
-            bar.advance(1, "train")
-            metrics = train_round(session, arm, samples, judged, rng, number)
-            bar.advance(1, "sync weights")
-            parity = None
-            if online:
-                with arm.phase("sync"):
-                    sync(session, arm)
-                with arm.phase("parity"):
-                    parity = check_parity(session, arm, list(samples.values()))
-            bar.advance(1, "evaluate")
-            if evaluate is not None:
-                with arm.phase("evaluate"), awake(session, arm, "rollout"):
-                    metrics |= evaluate()
-                if best is not None:
-                    best.offer(session, arm, number, metrics)
-            bar.advance(1)
-        seconds = time.perf_counter() - begun
-        report_round(session, arm, number, samples, judged, metrics, parity, seconds)
+    try:
+        for number in range(finished + 1, arm.config.rounds + 1):
+            run_round(session, arm, source, evaluate, checkpoints, number, online=online)
+    except Preempted:
+        checkpoints.write()
+        raise
     if best is not None and best.path is not None:
         best.restore(session, arm, arm.folder / "final")
     else:
@@ -190,6 +199,48 @@ def run_arm(
     result.core_seconds = arm.ledger.core_seconds()
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
+
+
+def run_round(
+    session: Session,
+    arm: Arm,
+    source: RolloutSource,
+    evaluate: EvaluateRound | None,
+    checkpoints: Checkpoints,
+    number: int,
+    *,
+    online: bool,
+) -> None:
+    """Collect, train, sync and evaluate once; the checkpoint, if one is due, is the round's end."""
+    begun = time.perf_counter()
+    arm.round = number
+    title = f"{arm.name} round {number}/{arm.config.rounds}"
+    with session.console.stage(title, total=4) as bar:
+        bar.advance(0, "generate and judge")
+        if online:
+            forget_requests(session)
+        samples, judged = source.collect(number)
+        with finishing():
+            checkpoints.training_begins()
+            bar.advance(1, "train")
+            metrics = train_round(session, arm, samples, judged, checkpoints.rng, number)
+            bar.advance(1, "sync weights")
+            parity = None
+            if online:
+                with arm.phase("sync"):
+                    sync(session, arm)
+                with arm.phase("parity"):
+                    parity = check_parity(session, arm, list(samples.values()))
+            bar.advance(1, "evaluate")
+            if evaluate is not None:
+                with arm.phase("evaluate"), awake(session, arm, "rollout"):
+                    metrics |= evaluate()
+                if checkpoints.best is not None:
+                    checkpoints.best.offer(session, arm, number, metrics)
+            bar.advance(1)
+            seconds = time.perf_counter() - begun
+            report_round(session, arm, number, samples, judged, metrics, parity, seconds)
+            checkpoints.round_done(number)
 
 
 def train_round(
@@ -218,12 +269,17 @@ def train_round(
     metrics |= method.prepare(selection.groups)
     with arm.phase("train"):
         metrics |= train_copies(session, arm, selection.groups, number)
-    resident = resident_in_training(method.copies, arm.config.train.reference)
-    if stale := [role for role in method.refreshed if role in resident]:
+    refresh_copies(session, arm)
+    return metrics
+
+
+def refresh_copies(session: Session, arm: Arm) -> None:
+    """Give the policy's weights to the resident copies that follow it."""
+    resident = resident_in_training(arm.method.copies, arm.config.train.reference)
+    if stale := [role for role in arm.method.refreshed if role in resident]:
         with arm.phase("refresh"):
             for role in stale:
-                refresh_reference(session, arm, role, method.refresh_rate)
-    return metrics
+                refresh_reference(session, arm, role, arm.method.refresh_rate)
 
 
 def attach_signals(session: Session, arm: Arm, rows: Sequence[Row]) -> None:
@@ -320,76 +376,6 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     with RecordWriter(path) as writer:
         for record in records:
             writer.append(record)
-
-
-def report_round(
-    session: Session,
-    arm: Arm,
-    number: int,
-    samples: Mapping[str, Sample],
-    judged: Sequence[ScoredRollout],
-    metrics: dict[str, float],
-    parity: float | None,
-    seconds: float,
-) -> None:
-    """One line on the terminal, one line in metrics.jsonl, one point of the curve."""
-    by_judge = [item for item in judged if item.judge != BY_SOURCE]
-    scores = np.array([item.score for item in by_judge if item.score is not None])
-    metrics = metrics | component_means(judged)
-    point = CurvePoint(
-        round=number,
-        score=float(scores.mean()) if len(scores) else None,
-        score_std=float(scores.std()) if len(scores) else None,
-        kl=metrics.get("objective/kl"),
-        chair_i=metrics.get("chair_i"),
-        chair_s=metrics.get("chair_s"),
-        recall=metrics.get("recall"),
-        response_length=metrics.get("response_length"),
-        loss=metrics.get("loss"),
-        clip_fraction=metrics.get("policy/clipfrac"),
-        explained_variance=metrics.get("val/explained_variance"),
-        pairs=int(metrics["pairs/num"]) if "pairs/num" in metrics else None,
-        rollouts=len(judged),
-        judge_calls=len(by_judge),
-        parity=parity,
-        seconds=seconds,
-        extra=dict(metrics),
-    )
-    arm.result.curve.append(point)
-    line = {"arm": arm.name, **point.model_dump(exclude={"extra"}), **metrics}
-    line |= session.traffic.take()
-    with (arm.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    shown = {
-        "score": point.score,
-        "score_std": point.score_std,
-        "kl": point.kl,
-        "loss": point.loss,
-        "pairs": point.pairs,
-        "ev": point.explained_variance,
-        "chair_i": point.chair_i,
-        "recall": point.recall,
-        "parity": parity,
-        "seconds": seconds,
-    }
-    if judged:
-        show_sample(session, samples, judged)
-    session.console.round_line(
-        arm.name, number, arm.config.rounds, {k: v for k, v in shown.items() if v is not None}
-    )
-
-
-def show_sample(
-    session: Session, samples: Mapping[str, Sample], judged: Sequence[ScoredRollout]
-) -> None:
-    """The round's worst-judged response, which tells most about policy and judge."""
-    worst = min(judged, key=lambda item: float("-inf") if item.score is None else item.score)
-    session.console.sample(
-        samples[worst.rollout.sample_id].prompt[-1].text,
-        worst.rollout.text,
-        worst.critique.text if worst.critique else None,
-        worst.score if worst.score is not None else worst.failure,
-    )
 
 
 def count(counts: dict[str, int], reason: str) -> None:

@@ -51,6 +51,11 @@ def parts(judge: AnyJudge) -> list[AnyJudge]:
     return [judge, *(found for one in inner for found in parts(one))]
 
 
+def folders(judge: AnyJudge) -> tuple[str, ...]:
+    """The model folders of a (resolved) judge."""
+    return tuple(folder for part in parts(judge) for folder in part.folders)
+
+
 def as_judge(judge: AnyJudge | str) -> AnyJudge:
     """The settings that a reference given as one string stands for."""
     if not isinstance(judge, str):
@@ -133,7 +138,7 @@ class AskPolicy:
         self, prompts: Sequence[Prompt], words: Sequence[str]
     ) -> list[dict[str, float] | Failed]:
         """As `rewards.asking.Choose`."""
-        parts = dealt("choose", Call("choose", (prompts, words)), len(self.rollouts))
+        parts = dealt(Call("choose", (prompts, words)), len(self.rollouts))
         answers: list[dict[str, float] | Failed] = chained(
             ray.get(
                 [

@@ -21,6 +21,7 @@ from trainers.ledger import (
     binding_phase,
     copies_at,
     phase_bytes,
+    read_rows,
     write_rows,
 )
 from trainers.roles import Copy
@@ -35,7 +36,6 @@ class Ledger:
     def __init__(self, session: Session, copies: tuple[Copy, ...], folder: Path):
         self.session = session
         self.path = folder / FILE
-        self.path.unlink(missing_ok=True)
         # The judge's model is the method's own reward copy, or a shared one.
         self._names = {} if any(c.role == "reward" for c in copies) else {"reward": "judge"}
         self._objects: int | None = None
@@ -43,7 +43,8 @@ class Ledger:
         self._start: Sequence[Asked] = session.ask_readings("start")
         self._cpu_start = {"driver": time.process_time()}
         self._cpu_now: dict[str, float] = {}
-        self.rows: list[LedgerRow] = []
+        # Of a run that goes on from a checkpoint; what came after that has been cut off.
+        self.rows: list[LedgerRow] = read_rows(self.path) if self.path.is_file() else []
         """Of the phases before the last; of all once `fetch` was called."""
 
     def count_objects(self, round: int) -> None:

@@ -66,7 +66,9 @@ class Reservation:
         A process that was not asked for joins the policy's, or whose seat is first.
         """
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
-        seat = self.plan.seat(role, rank) or self.plan.seat("policy") or self.plan.seats[0]
+        seat = self._living(
+            self.plan.seat(role, rank) or self.plan.seat("policy") or self.plan.seats[0]
+        )
         if self.group is None:
             if len(ray.nodes()) > 1:  # the run's files are where its driver is
                 id = self.plan.nodes[seat.node].id
@@ -78,6 +80,15 @@ class Reservation:
                 self.group, placement_group_bundle_index=self.bundles[seat.node]
             )
         return options
+
+    def _living(self, seat: Seat) -> Seat:
+        """The seat, or where its node has died the first on one that has not: there its role shares
+        the GPUs.
+        """
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self.plan.nodes[seat.node].id in alive:
+            return seat
+        return next((s for s in self.plan.seats if self.plan.nodes[s.node].id in alive), seat)
 
     def _devices(self, seat: Seat) -> str:
         return ",".join(self.ids[seat.node][gpu] for gpu in seat.gpus)

@@ -28,7 +28,14 @@ from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 
 
-def replay(folder: Path, method: str, judge: str | None, overrides: Mapping[str, Any]) -> int:
+def replay(
+    folder: Path,
+    method: str,
+    judge: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    debug: bool = False,
+) -> int:
     """Train `method` on what `folder` recorded, from the model that the run started from.
 
     Nothing is generated. On the built-in task the result is evaluated at the end, which takes an
@@ -43,8 +50,8 @@ def replay(folder: Path, method: str, judge: str | None, overrides: Mapping[str,
     check_inputs(config)
     store = ImageStore(image_root(folder))
     with (
-        new_run(config, config.name or f"replay-{method}") as (console, target),
-        make_session(config, console) as session,
+        new_run(config, config.name or f"replay-{method}", debug=debug) as (console, target),
+        make_session(config, console, debug=debug) as session,
     ):
         run = prepare(session, config, target, store, recipe)
         rejudge: Rejudge | None = None

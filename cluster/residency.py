@@ -90,6 +90,16 @@ def awake(session: Session, arm: Arm, role: Literal["rollout", "judge"]) -> Iter
         _move(arm, lambda: session.sleep(role))
 
 
+def forget_requests(session: Session) -> None:
+    """Empty the engines' caches before a round: what they were asked earlier (an evaluation, a
+    check) shifts how requests are batched, and with it the last bits of what is sampled. A run that
+    goes on from a checkpoint was not asked those. Engines that sleep have empty caches anyway.
+    """
+    for role in ("rollout", "judge"):
+        if session.has(role):
+            session.ask(role, "forget_requests", limit="answer")
+
+
 def _move(arm: Arm, action: Callable[[], int]) -> None:
     """Count the bytes that `action` moves, and its seconds."""
     begun = time.perf_counter()

@@ -15,22 +15,22 @@ from typing import Any
 from cluster.recipe import Call
 
 
-def dealt(name: str, call: Call, number: int, *, one_seed: bool = False) -> list[Call | None]:
+def dealt(call: Call, number: int, *, one_seed: bool = False) -> list[Call | None]:
     """`call` as each of `number` engines is to be asked; None for one that has nothing to do.
 
     With `one_seed` each answer draws its own chance, so that parts need no seeds of their own.
     Limiting case: one engine gets the call as it is.
     """
-    if number == 1 or name not in DEALT:
+    if number == 1 or call.name not in DEALT:
         return [call] * number
     items, rest = call.args[0], call.args[1:]
     parts = contiguous(items, number)
-    seeds = [0] * number if one_seed else list(range(number))
     return [
-        Call(name, (part, *seeded(rest, seed)), seeded(call.kwargs, seed))
-        if part or not (items or index)
-        else None
-        for index, (part, seed) in enumerate(zip(parts, seeds, strict=True))
+        None
+        if not part and index
+        else Call(call.name, (part, *seeded(rest, seed_of)), seeded(call.kwargs, seed_of))
+        for index, part in enumerate(parts)
+        for seed_of in [0 if one_seed else index]
     ]
 
 

@@ -37,6 +37,8 @@ class ServedGroup:
         self.may_replace, self.replaced, self.warn = may_replace, replaced, warn
         self.recipe = Recipe()
         """What brings a new process to where the others are; the same for all."""
+        self.one_seed = False
+        """Of engines: whether each answer has a seed of its own."""
 
     def handles(self) -> list[Any]:
         """Ray handles of living processes."""
@@ -55,8 +57,10 @@ class ServedGroup:
             DeadlineError: there was no answer in time. The process is killed; its next use starts a
                 new one.
         """
-        call, number = Call(name, args, kwargs), len(self.processes)
-        parts = dealt(name, call, number, one_seed=self._one_seed())
+        if name == "load":
+            self.one_seed = getattr(args[0], "seeds", None) == "answer"
+        call = Call(name, args, kwargs)
+        parts = dealt(call, len(self.processes), one_seed=self.one_seed)
         begun = [
             (process, part, None if process.lost else _sent(process, part, stays))
             for process, part in zip(self.processes, parts, strict=True)
@@ -65,10 +69,6 @@ class ServedGroup:
         results = [self._result(*each, limit, stays) for each in begun]
         self.recipe.note(call)
         return results[0] if len(self.processes) == 1 else joined(name, results)
-
-    def _one_seed(self) -> bool:
-        loaded = self.recipe.load() if self.recipe.load is not None else Call("")
-        return any(getattr(given, "seeds", None) == "answer" for given in loaded.args)
 
     def _result(
         self, process: Process, part: Call, asked: Asked | None, limit: Limit, stays: bool

@@ -28,22 +28,21 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
-from cluster.attach import runtime_env
+from cluster.attach import attach
 from cluster.console import Console
 from cluster.deadlines import DeadlinesConfig, Limit
 from cluster.group import TrainGroup
-from cluster.offline import OFFLINE
+from cluster.offline import OFFLINE, ON_LOOPBACK
 from cluster.placement import ROLES, Plan, Request
 from cluster.placement_config import Demand
 from cluster.placement_ray import Reservation, reserve
 from cluster.placement_text import lines
 from cluster.process import Asked, Process, write_whole
-from cluster.recipe import Recipe
+from cluster.recipe import Call, Recipe
 from cluster.served import ServedGroup
 from cluster.traffic import Traffic
 from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
-from trainers.data.errors import UserError
 from trainers.roles import Role
 
 
@@ -62,6 +61,11 @@ class Clock:
             yield
         finally:
             self.spans.append((name, begun - self.start, time.perf_counter() - self.start))
+
+    def go_on(self, spans: Sequence[tuple[str, float, float]]) -> None:
+        """Continue an earlier clock: its spans, and time from its end on."""
+        self.spans = list(spans)
+        self.start = time.perf_counter() - max((end for _, _, end in spans), default=0.0)
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, summed over its spans."""
@@ -114,22 +118,8 @@ class Session:
 
     def __enter__(self) -> Session:
         self._owns_ray = not ray.is_initialized()
-        address = os.environ.get("RAY_ADDRESS")
         if self._owns_ray:
-            try:
-                ray.init(
-                    # Without an address Ray would join any cluster that was started here.
-                    address=address or "local",
-                    include_dashboard=None if address else False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    runtime_env=runtime_env(self._environment()),
-                )
-            except ConnectionError as error:
-                raise UserError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one "
-                    "with `ray start --head`, or unset the variable to run on this machine"
-                ) from None
+            attach(self._environment())
         if self._announced:
             try:
                 self.announce()
@@ -180,6 +170,7 @@ class Session:
     def _environment(self) -> dict[str, str]:
         return {
             **OFFLINE,
+            **({} if "RAY_ADDRESS" in os.environ else ON_LOOPBACK),
             "OMP_NUM_THREADS": str(self.num_threads),
             "KMP_BLOCKTIME": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
@@ -207,8 +198,6 @@ class Session:
                 handle.warm_up.remote()
 
     def _create_trainer(self, role: Role) -> TrainGroup:
-        if role in self._groups and self._groups[role].lost:
-            self.forget(role)
         if role not in self._groups:
             number = self.plan.num_ranks(role)
             self._groups[role] = self.ranks(role, number, self.num_threads)
@@ -234,10 +223,17 @@ class Session:
         )
 
     def trainer(self, role: Role) -> TrainGroup:
-        """The DeepSpeed ranks of a trained role, connected to each other."""
+        """The DeepSpeed ranks of a trained role, connected to each other.
+
+        Raises:
+            ProcessLostError: one of them died since, and the copy with it.
+        """
+        group = self._tenants.get(role) or self._create_trainer(role)
+        for process in group.processes:
+            if process.lost:
+                raise ProcessLostError(process, "the meantime")
         if role in self._tenants:
-            return self._tenants[role]
-        group = self._create_trainer(role)
+            return group
         if role not in self._connected:
             group.connect()
             self._connected.add(role)
@@ -309,6 +305,8 @@ class Session:
     def load_trainer(self, role: Role, spec: TrainSpec) -> None:
         """Load `spec` on every rank of the role; what shared its base before is gone."""
         self._tenants.clear()
+        if role in self._groups and self._groups[role].lost:
+            self.forget(role)
         self.trainer(role).ask("load", spec, limit="load")
 
     def load_tenant(self, role: Role, base: Role, spec: TrainSpec) -> None:
@@ -339,15 +337,19 @@ class Session:
     def _move(self, role: str, name: str) -> int:
         if role in self._groups:
             return sum(self._groups[role].ask(name, limit="load"))
+        served = self.served(role)
+        if name in ("park", "sleep") and all(process.lost for process in served.processes):
+            served.recipe.note(Call(name))  # where the next one is to be
+            return 0
         return int(self.ask(role, name, limit="load"))
 
     def sleep(self, role: str) -> int:
         """Send the engine of `rollout` or `judge` off the device. Returns the bytes moved."""
-        return int(self.ask(role, "sleep", limit="load"))
+        return self._move(role, "sleep")
 
     def wake_up(self, role: str) -> int:
         """Bring that engine back. Returns the bytes moved."""
-        return int(self.ask(role, "wake_up", limit="load"))
+        return self._move(role, "wake_up")
 
     def processes(self) -> list[Process]:
         """All processes that were started."""

@@ -39,7 +39,7 @@ def look_here(place: Place) -> Look:
     """Runs on the process's node."""
     stacks = Path(place.stacks)
     before = stacks.stat().st_size
-    state = _state(place.pid)
+    state = state_of(place.pid)
     if state not in ("dead", "stopped"):
         os.kill(place.pid, SIGNAL)
         until = time.monotonic() + PATIENCE
@@ -52,7 +52,8 @@ def look_here(place: Place) -> Look:
     return Look(state, f"{text}, {time.time() - stamp:.0f} s ago", dump)
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
+    """What the node says of a process of its own."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

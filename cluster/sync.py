@@ -39,19 +39,13 @@ def sync(session: Session, arm: Arm) -> None:
 
 
 def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: int) -> None:
-    """Load the buckets that `make` gives into the rollout engine. What was corrupted on the way is
-    sent once more.
-    """
-    with awake(session, arm, "rollout"):
-        for last in (False, True):
-            buckets = make()
-            try:
-                session.ask("rollout", "update_weights", buckets, version, limit="sync")
-                break
-            except CorruptBucketError as error:
-                if last:
-                    raise
-                session.console.warn(f"{error}; it is sent again")
+    """Load the buckets that `make` gives into the rollout engine."""
+
+    def load(buckets: Any) -> None:
+        with awake(session, arm, "rollout"):
+            session.ask("rollout", "update_weights", buckets, version, limit="sync")
+
+    _send(session, make, load)
     if arm.ledger is not None:
         arm.ledger.count_objects(arm.round)  # while the buckets are still there
     session.served("rollout").recipe.weights = lambda: Call("update_weights", (make(), version))
@@ -59,19 +53,36 @@ def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: i
 
 def refresh_reference(session: Session, arm: Arm, role: str, rate: float) -> None:
     """The policy's weights into a copy that follows it."""
-    buckets = policy_buckets(session, arm)
-    with at_work(session, arm, role):
-        session.ask(role, "refresh", buckets, rate, limit="sync")
-        if rate < 1:
-            # A moving average is nowhere else: what a new process would need is kept.
-            size = arm.config.train.bucket_mib * 2**20
+
+    def refresh(buckets: Any) -> None:
+        with at_work(session, arm, role):
+            session.ask(role, "refresh", buckets, rate, limit="sync")
+
+    _send(session, lambda: policy_buckets(session, arm), refresh)
+    recipe = session.served(role).recipe
+    if rate < 1:
+        # A moving average is nowhere else: what a new process would need is kept.
+        size = arm.config.train.bucket_mib * 2**20
+        with at_work(session, arm, role):
             kept = session.ask(role, "weight_buckets", size, limit="sync", stays=True)
-            session.served(role).recipe.weights = partial(Call, "refresh", (kept, 1.0))
-        else:
-            # The policy does not change before the copy has scored the next round.
-            session.served(role).recipe.weights = lambda: Call(
-                "refresh", (policy_buckets(session, arm), 1.0)
-            )
+        recipe.weights = partial(Call, "refresh", (kept, 1.0))
+    else:
+        # The policy does not change before the copy has scored the next round.
+        recipe.weights = lambda: Call("refresh", (policy_buckets(session, arm), 1.0))
+
+
+def _send(session: Session, make: Callable[[], Any], load: Callable[[Any], None]) -> None:
+    """Load what `make` gives; what was corrupted on the way is sent once more. The receiver has
+    kept what it had.
+    """
+    for last in (False, True):
+        try:
+            load(make())
+            return
+        except CorruptBucketError as error:
+            if last:
+                raise
+            session.console.warn(f"{error}; it is sent again")
 
 
 def require_version(arm: Arm, rollouts: Sequence[Rollout]) -> None:

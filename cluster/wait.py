@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from cluster.deadlines import DeadlinesConfig, Limit
 from cluster.failures import RunStoppedError
@@ -88,7 +88,11 @@ class Wait:
         if not each.stays:
             return ray.get(each.reference)
         # It may stand for an error; of a process that died, this tells without moving the result.
-        ray.get(each.process.handle.__ray_call__.remote(alive))
+        ping = each.process.handle.__ray_call__.remote(alive)
+        try:
+            ray.get(ping, timeout=self.deadlines.seconds("answer"))
+        except GetTimeoutError:
+            raise self._late([each], "answer") from None
         return each.reference
 
     def _late(self, pending: list[Asked], limit: Limit) -> DeadlineError:

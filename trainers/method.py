@@ -151,6 +151,18 @@ class Method(ABC):
     ) -> tuple[Tensor, Metrics]:
         """Scalar loss of one micro-batch, already divided by the optimiser step's `totals`."""
 
+    def state(self) -> dict[str, Any]:
+        """What the method keeps from round to round, as JSON values: its part of a checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`.
+
+        Raises:
+            KeyError: it lacks something; names it.
+        """
+        assert not state, f"{self.name} keeps nothing, yet there is {sorted(state)}"
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in self.driver_only}
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +122,15 @@ class PPO(Method):
             "objective/rlhf_reward": float((rewards_BR * mask_BR).sum(1).mean()),
             "val/explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
         }
+
+    def state(self) -> dict[str, Any]:
+        """The score's unit, and how many rounds have been trained: of the critic's warm-up."""
+        return {"scale": self.scale.state(), "rounds": self.rounds}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.scale.load_state(state["scale"])
+        self.rounds = state["rounds"]
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

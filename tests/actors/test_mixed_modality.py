@@ -96,8 +96,8 @@ def test_a_spare_row_changes_no_hidden_state(tiny_model, length):
     mask_BT[1, 2:] = 0
     call = {"input_ids": ids_BT, "attention_mask": mask_BT, "use_cache": False}
     plain_BTH = vlm.model(**call).last_hidden_state
-    run_tower_always(vlm, tiny_model)
-    run_tower_always(vlm, tiny_model)  # once is enough
+    run_tower_always(vlm, tiny_model, 2)
+    run_tower_always(vlm, tiny_model, 2)  # once is enough
     hidden_BTH = vlm.model(**call).last_hidden_state
     torch.testing.assert_close(hidden_BTH, plain_BTH)
     hidden_BTH[mask_BT > 0].sum().backward()

@@ -78,3 +78,20 @@ def test_two_nodes_are_attached_to_by_address(tmp_path):
     # Our packages came with the job: another machine would not have this checkout.
     sources = {source for rows in two["seen"].values() for _, _, source in rows}
     assert all("py_modules" in source for source in sources), sources
+
+
+def test_a_role_whose_node_died_joins_one_that_lives(shared_session):
+    import ray
+
+    from cluster.placement import Node, Plan, Seat
+    from cluster.placement_ray import Reservation
+
+    here = ray.get_runtime_context().get_node_id()
+    plan = Plan(
+        nodes=(Node("gone", 1, id="0" * 56), Node("here", 1, id=here)),
+        seats=(Seat("judge", 0, 0, (0,)), Seat("policy", 0, 1, (0,))),
+        groups=(("judge",), ("policy",)),
+    )
+    reservation = Reservation(plan, ids={1: ("7",)})
+    living = reservation._living(plan.seats[0])
+    assert living == reservation._living(plan.seats[1]) == plan.seats[1]

@@ -57,22 +57,22 @@ def test_engines_at_different_versions_are_an_error():
 
 def test_prompts_are_dealt_and_all_else_goes_to_every_engine():
     call = Call("generate", (["a", "b", "c"],), {"seed": 5, "prefix": "r1/"})
-    assert dealt("generate", call, 1) == [call]
-    assert dealt("generate", call, 2) == [
+    assert dealt(call, 1) == [call]
+    assert dealt(call, 2) == [
         Call("generate", (["a", "b"],), {"seed": 5, "prefix": "r1/"}),
         Call("generate", (["c"],), {"seed": part_seed(5, 1), "prefix": "r1/"}),
     ]
     sync = Call("update_weights", ("buckets", 3))
-    assert dealt("update_weights", sync, 2) == [sync, sync]
+    assert dealt(sync, 2) == [sync, sync]
 
 
 def test_answers_with_seeds_of_their_own_need_none_for_their_part():
     call = Call("generate", (["a", "b"],), {"seed": 5})
-    assert [part.kwargs for part in dealt("generate", call, 2, one_seed=True)] == [{"seed": 5}] * 2
+    assert [part.kwargs for part in dealt(call, 2, one_seed=True)] == [{"seed": 5}] * 2
 
 
 def test_an_engine_without_a_prompt_is_not_asked():
-    found = dealt("generate", Call("generate", (["a"],), {"seed": 5}), 3)
+    found = dealt(Call("generate", (["a"],), {"seed": 5}), 3)
     assert found == [Call("generate", (["a"],), {"seed": 5}), None, None]
-    none = dealt("generate", Call("generate", ([],), {"seed": 5}), 2)
+    none = dealt(Call("generate", ([],), {"seed": 5}), 2)
     assert none == [Call("generate", ([],), {"seed": 5}), None]  # one has to give the empty answer

@@ -88,3 +88,12 @@ def test_with_seeds_of_their_own_answers_do_not_depend_on_the_number(engines, sa
     same(found[:9], ask(two, samples[:3]))
     assert len({r.token_ids for r in found}) > 9  # answers to one prompt differ, too
     one.load_rollout(spec)
+
+
+def test_an_engine_that_dies_is_replaced_and_only_its_part_is_done_again(engines, samples):
+    _, two, _ = engines
+    expected = ask(two, samples, temperature=0.0)
+    process = two.served("rollout").processes[1]
+    ray.kill(process.handle)
+    same(expected, ask(two, samples, temperature=0.0))
+    assert process.number == 1 and two.restarts[-1] == "rollout"

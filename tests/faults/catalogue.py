@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-How = Literal["kill", "freeze", "pause", "judge", "corrupt", "disk"]
+How = Literal["kill", "freeze", "pause", "judge", "corrupt", "disk", "node"]
 """SIGKILL; SIGSTOP; SIGSTOP and SIGCONT after a moment; a bad judge function; bytes changed where
-they wait to be fetched; a full disk."""
+they wait to be fetched; a full disk; SIGKILL to a node's raylet."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,32 @@ def kills() -> list[Fault]:
 
 
 def trainers() -> list[Fault]:
-    """kill -9 of a trainer: without a checkpoint the run ends with one line."""
-    message = r"(policy|critic) \(rank 0, pid \d+ on .*\) ended unexpectedly"
-    stopped: dict[str, Any] = {"ends": "stopped", "message": message}
+    """kill -9 of a trainer: the run goes back to its last checkpoint, or says that it has none."""
+    message = (
+        r"policy \(rank 0, pid \d+ on .*\) ended unexpectedly in .* There is no checkpoint to go "
+        r"back to; set checkpoint\.every=1"
+    )
     return [
-        Fault("policy", "logprobs", "kill", **stopped, method="ppo"),
-        Fault("policy", "train", "kill", "train:", **stopped),
-        Fault("policy", "sync", "kill", **stopped),
-        Fault("policy", "parity", "kill", **stopped),
-        Fault("policy", "generate", "kill", **stopped, detail="idle"),
-        Fault("critic", "train", "kill", "train:", method="ppo", **stopped),
-        Fault("critic", "logprobs", "kill", method="ppo", **stopped),
-        Fault("policy", "train", "kill", "train:", method="nsft", **stopped),
+        Fault("policy", "logprobs", "kill", method="ppo"),
+        Fault("policy", "train", "kill", "train:"),
+        Fault("policy", "train", "kill", "train:", detail="before a checkpoint", round=1),
+        Fault("policy", "sync", "kill"),
+        Fault("policy", "parity", "kill"),
+        Fault("policy", "checkpoint", "kill"),
+        Fault("policy", "generate", "kill", detail="idle"),
+        Fault("critic", "train", "kill", "train:", method="ppo"),
+        Fault("critic", "logprobs", "kill", method="ppo"),
+        Fault("policy", "train", "kill", "train:", method="nsft"),
+        Fault(
+            "policy",
+            "train",
+            "kill",
+            "train:",
+            ends="stopped",
+            message=message,
+            settings={"checkpoint": {"every": 0}},
+            detail="without checkpoints",
+        ),
     ]
 
 
@@ -186,3 +200,16 @@ def disks() -> list[Fault]:
 
 
 CATALOGUE = [*kills(), *trainers(), *freezes(), *judges(), *transit(), *disks()]
+
+
+def nodes() -> list[Fault]:
+    """A node of the cluster that dies, with the processes on it (`tests/faults/two_nodes.py`)."""
+    return [
+        Fault("rollout", "generate", "node", detail="raylet killed"),
+        Fault("judge", "judge", "node", detail="raylet killed"),
+        Fault("reference", "logprobs", "node", detail="raylet killed"),
+    ]
+
+
+ALL = [*CATALOGUE, *nodes()]
+"""With those that need a cluster of their own."""

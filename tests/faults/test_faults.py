@@ -11,9 +11,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +21,15 @@ import pytest
 import ray
 
 from cluster.arm import Arm
-from cluster.config import RunConfig
-from cluster.config_text import merge, validate
 from tests.faults import judge_functions
-from tests.faults.catalogue import CATALOGUE, Fault
+from tests.faults.catalogue import CATALOGUE, Fault, nodes
+from tests.faults.ground import Ground, check_finished, make_arm, run
 from tests.faults.strike import Strike
-from trainers.data.record_file import read_records
-from trainers.data.records import ScoredRollout
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1200)]
 
-ROUNDS = 3
-SMALL: dict[str, Any] = {
-    "rounds": ROUNDS,
-    "rollout": {
-        "num_prompts": 6,
-        "num_rollouts_per_prompt": 3,
-        "max_tokens": 16,
-        "kv_cache_mib": 32,
-    },
-    "train": {"parity_rollouts": 4, "checksum_every": 1, "parity_tolerance": 1e-3},
-    "eval": {"num_scenes": 2, "num_curve_scenes": 2},
-    "judge": "tests.faults.judge_functions:good",
-    "judge_check": {"min_accuracy": 0.0},
-    "num_threads": 1,
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "dpo": {"name": "dpo", "minibatch_size": 2, "pairs": {"margin": 0.0}},
-    "rpo": {"name": "rpo", "minibatch_size": 2, "pairs": {"margin": 0.0}},
-    "ppo": {"name": "ppo", "minibatch_size": 4, "critic_minibatch_size": 4},
-    "nsft": {"name": "nsft", "minibatch_size": 2, "pairs": {"margin": 0.0}},
-}
 FAST = {"kill-rollout-generate-dpo"}
 """What the default suite runs; the others are slow."""
-
-
-@dataclass
-class Ground:
-    """One session for all faults: its engine stays loaded between them."""
-
-    session: Any
-    root: Path
-    model: str
-    store: Any
-    held_out: Any
 
 
 @pytest.fixture(scope="module")
@@ -80,50 +45,6 @@ def ground(shared_session, tiny_model, tmp_path_factory) -> Iterator[Ground]:
         shared_session.console = console
         yield Ground(shared_session, root, tiny_model, store, HeldOut(store, 2, 2))
     shared_session.console = before
-
-
-def make_arm(ground: Ground, fault: Fault) -> Arm:
-    from trainers.registry import make_method
-
-    values = merge({**SMALL, "method": METHODS[fault.method]}, fault.settings)
-    config = validate(RunConfig, values | {"model": ground.model})
-    folder = ground.root / fault.id.replace(" ", "_")
-    folder.mkdir()
-    return Arm(
-        name=fault.method,
-        method=make_method(config.method),
-        config=config,
-        model_dir=ground.model,
-        critic_dir=ground.model,
-        folder=folder,
-        image_root=str(ground.store.root),
-    )
-
-
-def run(ground: Ground, arm: Arm) -> str | None:
-    """The real loop, from loading engines to the final model; the error, if it ends with one."""
-    from cluster import judges
-    from cluster.compare import engine_spec
-    from cluster.driver import run_arm
-    from cluster.failures import RunFailedError, RunStoppedError, reported
-    from cluster.negatives import rollout_source
-    from cluster.sources import DrawnPrompts
-
-    session, config = ground.session, arm.config
-    prompts = DrawnPrompts(ground.store, config.rollout.num_prompts, config.seed)
-    spec = engine_spec(ground.model, ground.store, config)
-    try:
-        with reported(session.console, arm.folder):
-            session.wait.deadlines = config.deadlines
-            loaded = session.recipes.get("rollout")
-            if loaded is None or loaded.load is None or loaded.load().args != (spec,):
-                session.load_rollout(spec)
-            judges.load_judge(session, config.judge, ground.store, config)
-            source = rollout_source(session, arm, prompts)
-            run_arm(session, arm, source, lambda: ground.held_out.quick(session))
-    except (RunStoppedError, RunFailedError) as error:
-        return str(error)
-    return None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +86,7 @@ def test_fault(ground, fault, monkeypatch):
         assert "\n" not in error
     else:
         assert error is None, error
-        check_finished(arm, fault)
+        check_finished(arm)
     recovered = (strike.went_on if error is None else ended) or ended
     restarted = ground.session.restarts[restarts:]
     if error is None and fault.how == "kill":
@@ -178,24 +99,6 @@ def test_fault(ground, fault, monkeypatch):
         lost=account.lost,
         doubled=account.doubled,
     )
-
-
-def check_finished(arm: Arm, fault: Fault) -> None:
-    """All rounds are there, each rollout once, made by the weights of its round."""
-    assert [point.round for point in arm.result.curve] == list(range(1, ROUNDS + 1))
-    assert arm.result.account.asked == ROUNDS * 18
-    seen: set[str] = set()
-    for number in range(1, ROUNDS + 1):
-        records = read_records(arm.folder / "rounds" / f"round_{number:06d}.msgpack").records
-        rollouts = [item.rollout for item in records if isinstance(item, ScoredRollout)]
-        assert len(rollouts) == 18
-        assert {item.policy_version for item in rollouts} == {number}
-        assert not seen & {item.id for item in rollouts}
-        seen |= {item.id for item in rollouts}
-    lines = [json.loads(line) for line in (arm.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
-    assert all(line["parity"] < 1e-3 for line in lines)
-    assert (arm.folder / "final" / "model.safetensors").is_file()
 
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, arm: Arm, fault: Fault) -> None:
@@ -235,3 +138,24 @@ def keep(fault: Fault, **seen: Any) -> None:
     rows = json.loads(file.read_text()) if file.is_file() else {}
     rows[fault.id] = seen | {"seconds": round(seen["seconds"], 1)}
     file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [pytest.param(each, id=each.id) for each in nodes()])
+def test_a_node_that_dies_frees_its_role_for_another(fault, tiny_model, tmp_path):
+    """On two nodes of this machine, in a process that belongs to no Ray yet."""
+    command = [sys.executable, "-m", "tests.faults.two_nodes", fault.id, tiny_model, str(tmp_path)]
+    # A cluster made of two local nodes has no token file to share.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    subprocess.run(command, check=True, timeout=1000, env=environment)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["error"] is None
+    assert fault.role in seen["restarts"] and seen["moved"]
+    what = "on the node that is left: " + ", ".join(seen["restarts"])
+    keep(
+        fault,
+        what=f"restarted {what}",
+        seconds=seen["seconds"],
+        lost=seen["lost"],
+        doubled=seen["doubled"],
+    )
