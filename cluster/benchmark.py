@@ -29,6 +29,7 @@ from cluster.eval_options import Request
 from cluster.eval_output import finite, show
 from cluster.evaluation import Evaluation
 from cluster.failures import reported
+from cluster.placement_config import demand_of
 from cluster.session import Session
 from cluster.yes_no import calibrate
 from trainers.benchmarks.questions import Benchmark, Options
@@ -57,7 +58,8 @@ def evaluate(request: Request, config: RunConfig) -> int:
         reported(console, folder),
     ):
         store = ImageStore(folder / "images")
-        with Session(num_threads=config.num_threads, console=console) as session:
+        needed = demand_of(config, ("rollout", "judge", "reference"))
+        with Session(num_threads=config.num_threads, console=console, demand=needed) as session:
             built = ""
             if request.model is None or (request.best_of and request.reference is None):
                 built = str(base_model.ensure(session, WorldRecipe()).base)

@@ -115,11 +115,13 @@ class Demand:
 
 def demand(*configs: RunConfig) -> Demand:
     """What runs ask for that share their processes: the roles of all of them."""
-    first = configs[0]
-    roles = {role for config in configs for role in roles_of(config)}
-    return Demand(
-        role_requests(first, roles), first.placement.colocate, first.placement.wait_seconds
-    )
+    return demand_of(configs[0], {role for config in configs for role in roles_of(config)})
+
+
+def demand_of(config: RunConfig, roles: Iterable[str]) -> Demand:
+    """What a verb asks for that needs only these roles."""
+    placement = config.placement
+    return Demand(role_requests(config, roles), placement.colocate, placement.wait_seconds)
 
 
 def role_requests(config: RunConfig, roles: Iterable[str]) -> tuple[Request, ...]:

@@ -24,7 +24,7 @@ from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
-from cluster.placement_config import demand
+from cluster.placement_config import demand, demand_of
 from cluster.preemption import Preempted, preemptible
 from cluster.residency import awake, train_spec
 from cluster.session import Session
@@ -343,7 +343,7 @@ def evaluate_model(config: RunConfig, scenes: int, *, as_json: bool) -> int:
     folder = run_folder(config.output, "eval")
     with Console(folder / "run.log", quiet=as_json) as console, reported(console, folder):
         store = ImageStore(folder / "images")
-        with Session(console=console) as session:
+        with Session(console=console, demand=demand_of(config, ("rollout",))) as session:
             model_dir = config.model or base_model.ensure(session, WorldRecipe()).base
             held_out = HeldOut(store, scenes, 0)
             with console.stage("evaluate"):

@@ -6,7 +6,7 @@ import time
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.placement import Node, Plan, Request, plan
@@ -186,6 +186,7 @@ def test_every_cluster_up_to_four_nodes_of_eight(colocate):
     assert fitted > 300 and refused > 300
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 8), min_size=1, max_size=4),
     st.integers(1, 8),

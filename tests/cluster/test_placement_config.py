@@ -7,7 +7,7 @@ import pytest
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import validate
 from cluster.placement import Request
-from cluster.placement_config import demand
+from cluster.placement_config import demand, demand_of
 from trainers.data.errors import UserError
 
 
@@ -94,3 +94,8 @@ def test_a_comparison_has_one_placement():
 def test_a_written_configuration_is_read_back():
     found = config(placement={"gpus": {"policy": 2}})
     assert validate(RunConfig, found.model_dump(mode="json"), "test") == found
+
+
+def test_a_verb_that_only_asks_needs_engines_alone():
+    found = config(rollout={"num_engines": 2, "tensor_parallel": 2})
+    assert demand_of(found, ("rollout",)).requests == (Request("rollout", 2, 2),)
