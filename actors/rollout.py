@@ -73,7 +73,13 @@ class RolloutActor:
                 continue
             noise = None if noise_step is None else ImageNoise(noise_step, sample.id)
             requests.append(
-                Request(sample.prompt, sample.images, num_rollouts_per_prompt, noise=noise)
+                Request(
+                    sample.prompt,
+                    sample.images,
+                    num_rollouts_per_prompt,
+                    noise=noise,
+                    id=sample.id,
+                )
             )
             kept.append(sample)
         answers = engine.generate(

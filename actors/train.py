@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from actors.conditions import trained_conditions
 from actors.extensions import load_disk_extension, load_extensions
 from actors.ledger import BORROWED, PhaseMeter, Reading
+from actors.liger import use_liger
 from actors.lora import adapters_off, add_adapters, twin
 from actors.memory import bytes_by_kind, engine_tensors, storages
 from actors.modules import (
@@ -34,6 +35,7 @@ from actors.modules import (
     save_score_head,
 )
 from actors.parking import Parking
+from actors.parts import freeze
 from actors.scoring import score_rows
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
@@ -138,12 +140,9 @@ class TrainActor:
         if spec.gradient_checkpointing:
             module.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
-        for part in spec.frozen:
-            matching = [p for name, p in module.named_parameters() if part in name]
-            if not matching:
-                raise ValueError(f"{spec.model_dir}: no parameter to freeze is named {part!r}")
-            for parameter in matching:
-                parameter.requires_grad_(False)
+        freeze(module.vlm, spec.frozen)
+        if spec.liger:
+            use_liger(module.vlm)
         trained = [p for p in module.parameters() if p.requires_grad]
         if spec.offload_optimizer == "nvme":
             load_disk_extension()
