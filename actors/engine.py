@@ -65,6 +65,8 @@ class Request:
     """Of this response, where it may be shorter than the call's."""
     seed: int | None = None
     """Of this request's responses alone; the engine must be one of `seeds="answer"`."""
+    id: str = "request"
+    """Of the sample, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +161,14 @@ class Engine:
 
         self.require_awake()
         banned = dict.fromkeys(self.processing.banned_ids(), -100.0)
-        prompts, params, slots = [], [], []
+        prompts, params, slots, expected = [], [], [], []
         results: list[list[Generated] | str] = [""] * len(requests)
         for index, request in enumerate(requests):
             encoded = self.processing.encode(
-                f"request {index}", request.turns, request.images, response_ids=()
+                f"{request.id} ({index})", request.turns, request.images, response_ids=()
             )
-            length = len(encoded.input_ids) + len(request.prefix_ids)
+            prompt_ids = [*encoded.input_ids.tolist(), *request.prefix_ids]
+            length = len(prompt_ids)
             most = request.max_tokens or max_tokens
             if length + most > self.spec.max_model_len:
                 results[index] = (
@@ -174,6 +177,7 @@ class Engine:
                 )
                 continue
             prompts.append(self.prompt_input(request))
+            expected.append(prompt_ids)
             slots.append(index)
             params.append(
                 SamplingParams(
@@ -189,7 +193,14 @@ class Engine:
             )
         self.llm.collective_rpc(_seed, args=(seed,))
         outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
-        for index, output in zip(slots, outputs, strict=True):
+        for index, output, prompt_ids in zip(slots, outputs, expected, strict=True):
+            if output.prompt_token_ids != prompt_ids:
+                results[index] = (
+                    f"the engine reads {len(output.prompt_token_ids)} prompt tokens where training "
+                    f"reads {len(prompt_ids)}, images expanded: they count an image's features "
+                    "differently"
+                )
+                continue
             results[index] = [
                 Generated(
                     tuple(completion.token_ids),
@@ -301,8 +312,27 @@ def _reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
         UnquantizedEmbeddingMethod,
     )
 
-    worker.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)
-    for module in worker.model_runner.get_model().modules():
+    model = worker.model_runner.get_model()
+    held = {name for name, _ in model.named_parameters()}
+    loaded: set[str] = set()
+    load = model.load_weights
+
+    def counted(weights: Any) -> Any:
+        found = load(weights)
+        loaded.update(found or ())
+        return found
+
+    model.load_weights = counted  # vLLM only logs what it did not load
+    try:
+        worker.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)
+    finally:
+        del model.load_weights
+    if stale := sorted(held - loaded):
+        raise RuntimeError(
+            f"weight sync: {len(stale)} of the engine's parameters got no weights and would stay "
+            f"stale, {', '.join(stale[:3])} among them"
+        )
+    for module in model.modules():
         # A head that is tied to the embedding is not in the checkpoint, so the reload leaves it
         # alone; on a CPU it computes with a packed copy, which would stay the old one.
         if isinstance(module, ParallelLMHead) and isinstance(

@@ -56,6 +56,7 @@ class InProcessWriter:
             rows = [encoded[index] for index in indices]
             ids = torch.stack([torch.from_numpy(row.input_ids) for row in rows])
             inputs = self.processing.merge([row.model_inputs for row in rows])
+            inputs |= self.processing.token_inputs(ids)
             output = self.vlm.generate(
                 input_ids=ids.to(self.vlm.device),
                 attention_mask=torch.ones_like(ids).to(self.vlm.device),

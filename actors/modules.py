@@ -25,6 +25,10 @@ HEAD_FILE = "reward/score_head.safetensors"
 REWARD_FILE = "reward/reward.json"
 
 
+class FeatureMismatchError(ValueError):
+    """A batch's image tokens and the features that its images have differ in number."""
+
+
 def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A Hugging Face VLM with dropout off everywhere (otherwise the first PPO ratio is not 1)."""
     from transformers import AutoModelForImageTextToText
@@ -33,6 +37,9 @@ def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # where attention is a function
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     for tensor in (*model.parameters(), *model.buffers()):
         if not tensor.untyped_storage().resizable():
             # A view of the mapped file: memory of its own can be emptied and filled again.
@@ -41,15 +48,47 @@ def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def hidden_states(vlm: Any, batch: Batch) -> Tensor:
-    """Last-layer hidden states, shape (B, T, H)."""
-    output = vlm.model(
-        input_ids=batch.input_ids_BT,
-        attention_mask=batch.attention_mask_BT,
-        use_cache=False,
-        **batch.model_inputs,
-    )
+    """Last-layer hidden states, shape (B, T, H).
+
+    Raises:
+        FeatureMismatchError: the images give more or fewer features than there are image tokens;
+            names the rows.
+    """
+    try:
+        output = vlm.model(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_BT,
+            use_cache=False,
+            **batch.model_inputs,
+        )
+    except ValueError as error:
+        if "features and image tokens" not in str(error):
+            raise
+        raise _mismatch(batch, str(error)) from None
     hidden_BTH: Tensor = output.last_hidden_state
+    _check_features(output, vlm.config.image_token_id, batch)
     return hidden_BTH
+
+
+def _check_features(output: Any, image_token_id: int, batch: Batch) -> None:
+    """Most families compare the numbers themselves; Idefics3 and SmolVLM drop what is left over."""
+    features = getattr(output, "image_hidden_states", None)
+    features = getattr(features, "pooler_output", features)
+    if not isinstance(features, Tensor):
+        return
+    number = features.numel() // features.shape[-1]
+    tokens = int((batch.input_ids_BT == image_token_id).sum())
+    if number != tokens:
+        raise _mismatch(batch, f"tokens: {tokens}, features: {number}")
+
+
+def _mismatch(batch: Batch, what: str) -> FeatureMismatchError:
+    rows = f"row{'s' if len(batch.ids) > 1 else ''} {', '.join(batch.ids[:4])}"
+    more = f" and {len(batch.ids) - 4} more" if len(batch.ids) > 4 else ""
+    return FeatureMismatchError(
+        f"{rows}{more}: image tokens and image features differ in number ({what}); the folder's "
+        "processor does not fit its model"
+    )
 
 
 class PolicyModule(nn.Module):
@@ -121,7 +160,7 @@ class CriticModule(nn.Module):
         super().__init__()
         self.vlm = vlm
         vlm.lm_head = nn.Identity()
-        self.head = Float32Linear(vlm.config.text_config.hidden_size, 1, bias=False)
+        self.head = Float32Linear(vlm.config.get_text_config().hidden_size, 1, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: Batch) -> Outputs:
@@ -175,7 +214,7 @@ class RewardModule(nn.Module):
 def load_reward_module(folder: str | Path, dtype: torch.dtype = torch.float32) -> RewardModule:
     """A reward model from its folder; without a saved head (a plain VLM) the head is new."""
     vlm = load_vlm(folder, dtype)
-    head = ScoreHead(vlm.config.text_config.hidden_size)
+    head = ScoreHead(vlm.config.get_text_config().hidden_size)
     file = Path(folder) / HEAD_FILE
     if file.is_file():
         head.load_state_dict(load_file(file))

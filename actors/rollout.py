@@ -78,7 +78,12 @@ class RolloutActor:
             own = answer_seed(seed, sample.id) if engine.spec.seeds == "answer" else None
             requests.append(
                 Request(
-                    sample.prompt, sample.images, num_rollouts_per_prompt, noise=noise, seed=own
+                    sample.prompt,
+                    sample.images,
+                    num_rollouts_per_prompt,
+                    noise=noise,
+                    id=sample.id,
+                    seed=own,
                 )
             )
             kept.append(sample)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.modules import FeatureMismatchError
 from actors.progress import note
 from trainers.batch import Batch, Row, collate, encode_row, unpad
-from trainers.data.processing import Processing
+from trainers.data.processing import Encoded, Processing
 
 
 def score_rows(
@@ -33,10 +34,19 @@ def score_rows(
         batch = collate([rows[i] for i in chosen], [encoded[i] for i in chosen], processing)
         batch = batch.to(device)
         with track(batch):
-            outputs = module(batch)
+            try:
+                outputs = module(batch)
+            except FeatureMismatchError:
+                for index in chosen:  # one of them alone, to name it
+                    module(_alone(rows[index], encoded[index], processing).to(device))
+                raise
         found = (outputs.logprobs_BR, outputs.values_BR, outputs.tokens_BR)
         values_BR = next(values for values in found if values is not None)
         for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
             results[index] = array
         note(f"score_rows: scored {min(start + batch_size, len(rows))} of {len(rows)} rows")
     return [array for array in results if array is not None]
+
+
+def _alone(row: Row, encoded: Encoded, processing: Processing) -> Batch:
+    return collate([row], [encoded], processing)

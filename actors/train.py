@@ -25,6 +25,7 @@ from actors.conditions import trained_conditions
 from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
 from actors.ledger import BORROWED, PhaseMeter, Reading
+from actors.liger import use_liger
 from actors.lora import adapters_off, add_adapters, twin
 from actors.memory import bytes_by_kind, engine_tensors, storages
 from actors.micro_batches import micro_batches
@@ -36,6 +37,7 @@ from actors.modules import (
     save_score_head,
 )
 from actors.parking import Parking
+from actors.parts import freeze
 from actors.progress import note
 from actors.ranks import over_ranks
 from actors.rendezvous import join, listen
@@ -140,12 +142,9 @@ class TrainActor:
         if spec.gradient_checkpointing:
             module.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
-        for part in spec.frozen:
-            matching = [p for name, p in module.named_parameters() if part in name]
-            if not matching:
-                raise ValueError(f"{spec.model_dir}: no parameter to freeze is named {part!r}")
-            for parameter in matching:
-                parameter.requires_grad_(False)
+        freeze(module.vlm, spec.frozen)
+        if spec.liger:
+            use_liger(module.vlm)
         trained = [p for p in module.parameters() if p.requires_grad]
         if spec.offload_optimizer == "nvme":
             load_disk_extension()

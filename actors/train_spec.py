@@ -31,12 +31,14 @@ class TrainSpec:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     frozen: tuple[str, ...] = ()
-    """Parameters whose name contains one of these are not trained, for example `vision_tower`."""
+    """Parts that are not trained: `vision`, `projector`, `language` (`actors.parts`)."""
     muon_ratio: float | None = None
     """With a ratio, DeepSpeed's Muon takes the weight matrices, at this multiple of the learning
     rate, and AdamW the rest (embeddings, head, norms). Without, AdamW takes all."""
     bf16: bool = False
     gradient_checkpointing: bool = False
+    liger: bool = False
+    """Liger's fused kernels inside the layers."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where optimiser states and masters are: on the device, in host memory, or on a disk."""
     nvme_path: str | None = None

@@ -178,7 +178,7 @@ def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
                 weight_decay=base.weight_decay,
                 gradient_clip=base.max_grad_norm,
                 # As in LLaVA-1.5's training: the tower is trained already.
-                frozen=("vision_tower",) if name == "honest" else (),
+                frozen=("vision",) if name == "honest" else (),
                 muon_ratio=base.muon_scale if name == "honest" else None,
             )
             ranks.ask("load", spec, limit="load")
@@ -278,7 +278,7 @@ def _train_judge(
         model_dir=str(folder / "honest"),
         image_root=str(store.root),
         betas=betas,
-        frozen=("vision_tower",),
+        frozen=("vision",),
     )
     ranks.ask("load", spec, limit="load")
     stream = CritiquePairs(

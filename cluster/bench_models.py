@@ -39,7 +39,7 @@ from trainers.data.drawn_model import (
     save_pretrained_folder,
 )
 from trainers.data.errors import UserError
-from trainers.data.processing import ENCODED_MODEL_TYPES, check_model_folder
+from trainers.data.model_folder import check_model_folder
 
 SIZES = {"drawn": 1, "drawn-wide": 3}
 """Built-in models: the drawn world's LLaVA, and one three times as wide."""
@@ -92,7 +92,7 @@ def check_name(name: str) -> None:
             f"presets: {', '.join(preset_names())}"
         )
     if not _is_bare(name):
-        check_model_folder(name, families=ENCODED_MODEL_TYPES)
+        check_model_folder(name)
         return
     family = load_architecture(name).family
     if family not in PROCESSORS:

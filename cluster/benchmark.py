@@ -36,7 +36,7 @@ from trainers.benchmarks.questions import Benchmark, Options
 from trainers.benchmarks.registry import BENCHMARKS
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
-from trainers.data.processing import check_model_folder
+from trainers.data.model_folder import check_model_folder, longest_context
 
 LONGEST_CONTEXT = 4096
 """Of the engine, where `rollout.max_model_len` is not given and the model takes so much."""
@@ -146,8 +146,7 @@ def _start(run: Evaluation) -> None:
     config = run.config
     spec = engine_spec(run.model_dir, run.store, config)
     if "max_model_len" not in config.rollout.model_fields_set:
-        text = check_model_folder(run.model_dir).get("text_config", {})
-        longest = int(text.get("max_position_embeddings", LONGEST_CONTEXT))
+        longest = longest_context(check_model_folder(run.model_dir)) or LONGEST_CONTEXT
         spec = replace(spec, max_model_len=min(longest, LONGEST_CONTEXT))
     with run.console.stage("start engine"):
         run.session.load_rollout(spec)

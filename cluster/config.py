@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes.util import find_library
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -75,6 +76,10 @@ class TrainConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
+    freeze: tuple[Literal["vision", "projector", "language"], ...] = ()
+    """Parts of policy and critic that are not trained."""
+    liger: bool = False
+    """Liger's fused kernels inside the layers; needs a GPU and the package `liger-kernel`."""
     lora_rank: int = Field(default=0, ge=0)
     """Above 0, adapters of this rank are trained on every linear layer of the language model, and
     the rest is frozen; 0 trains all weights."""
@@ -131,6 +136,22 @@ class TrainConfig(Settings):
                     "train.offload_optimizer=nvme needs libaio on every node, headers too (Debian: "
                     "apt install libaio-dev); train.offload_optimizer=cpu does without"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if self.freeze and self.lora_rank:
+            raise UserError(
+                "train.freeze: adapters freeze all weights; train.lora_vision says where adapters "
+                "are. Leave one of the two out"
+            )
+        if len(set(self.freeze)) == 3:
+            raise UserError("train.freeze: with all three parts frozen, nothing is left to train")
+        if self.liger and find_spec("liger_kernel") is None:
+            raise UserError(
+                "train.liger needs the package liger-kernel (for GPUs): pip install liger-kernel, "
+                "or leave train.liger=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ from rewards.rubric import load_rubric
 from rewards.rules import load_function
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
-from trainers.data.processing import check_model_folder
+from trainers.data.model_folder import check_model_folder
 
 
 def parts(judge: AnyJudge) -> list[AnyJudge]:

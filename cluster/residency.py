@@ -130,6 +130,8 @@ def train_spec(arm: Arm, role: str) -> TrainSpec:
         weight_decay=train.weight_decay,
         bf16=train.bf16,
         gradient_checkpointing=train.gradient_checkpointing,
+        liger=train.liger,
+        frozen=train.freeze,
         offload_optimizer=train.offload_optimizer,
         nvme_path=train.nvme_path,
         lora_rank=train.lora_rank,

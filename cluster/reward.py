@@ -28,8 +28,8 @@ from trainers.benchmarks.reward_bench import reward_bench_metrics
 from trainers.data.datasets import Images
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
+from trainers.data.model_folder import check_model_folder
 from trainers.data.preferences import ReasonedPair, read_pairs, row_sample
-from trainers.data.processing import check_model_folder
 from trainers.data.row_files import open_rows
 from trainers.data.rows import answer
 from trainers.method import Optimisation
@@ -66,7 +66,7 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
                 model_dir=model,
                 image_root=str(store.root),
                 bf16=config.bf16,
-                frozen=() if config.train_vision else ("vision_tower",),
+                frozen=() if config.train_vision else ("vision",),
             )
             ranks.ask("load", spec, limit="load")
             stream = ReasonedPairs(

@@ -110,7 +110,6 @@ JOINED: dict[str, Callable[[Any], Any]] = {
     "memory": added,
     "conditions": first,
     "load": first,
-    "unload": first,
     "forget_requests": first,
 }
 """Call -> how the engines' results become one."""

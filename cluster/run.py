@@ -36,7 +36,8 @@ from trainers.checkpoint import CHECKPOINTS
 from trainers.comparison import Comparison, Evaluated, load, save, write_atomic
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
-from trainers.data.processing import Processing, check_model_folder
+from trainers.data.model_folder import check_model_folder, longest_context
+from trainers.data.processing import Processing
 from trainers.data.records import Sample
 from trainers.gallery import Gallery, gallery_item, load_gallery
 from trainers.registry import make_method
@@ -162,8 +163,7 @@ def write_start(run: Run) -> None:
 def check_inputs(config: RunConfig) -> None:
     """Refuse what cannot work before a process or a folder exists."""
     if config.model is not None:
-        text = check_model_folder(config.model).get("text_config", {})
-        longest = text.get("max_position_embeddings")
+        longest = longest_context(check_model_folder(config.model))
         if longest is not None and config.rollout.max_model_len > longest:
             raise UserError(
                 f"rollout.max_model_len={config.rollout.max_model_len}: {config.model} takes at "

@@ -84,11 +84,15 @@ class Batch:
     """Row.tokens, padded to (B, R) with zeros."""
     scalars: dict[str, Tensor]
     """Row.scalars, shape (B,)."""
+    ids: tuple[str, ...] = ()
+    """Of the rows, for messages."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return value
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             return {key: move(item) for key, item in value.items()}
@@ -99,7 +103,10 @@ class Batch:
         """All tensors of the batch."""
         for name in self.__slots__:
             value = getattr(self, name)
-            yield from (value,) if isinstance(value, Tensor) else value.values()
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, dict):
+                yield from value.values()
 
     @property
     def num_rows(self) -> int:
@@ -160,9 +167,13 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
         targets_N=targets_N,
         last_B=lengths_B - 1,
         mask_BR=mask_BR,
-        model_inputs=processing.merge([item.model_inputs for item in encoded]),
+        model_inputs={
+            **processing.merge([item.model_inputs for item in encoded]),
+            **processing.token_inputs(input_ids_BT),
+        },
         tokens=tokens,
         scalars={name: torch.tensor([row.scalars[name] for row in rows]) for name in names},
+        ids=tuple(row.id for row in rows),
     )
 
 

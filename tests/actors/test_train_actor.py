@@ -202,7 +202,7 @@ def test_bytes_of_float32_adamw(actor, spec, samples):
 
 
 def test_what_is_frozen_stays_and_costs_no_optimiser_states(actor, spec, samples):
-    actor.load(spec(frozen=("vision_tower",)))
+    actor.load(spec(frozen=("vision",)))
     before = weights(actor)
     actor.train(groups_of(samples, "sft"), make_method(CONFIGS["sft"]), optimisation(), seed=0)
     after, memory = weights(actor), actor.memory()
@@ -210,7 +210,7 @@ def test_what_is_frozen_stays_and_costs_no_optimiser_states(actor, spec, samples
     assert changed and not any("vision_tower" in name for name in changed)
     trained = [p for p in actor._engine.module.parameters() if p.requires_grad]
     assert memory["gradients"] == sum(4 * p.numel() for p in trained) < memory["weights"]
-    with pytest.raises(ValueError, match="no parameter to freeze is named 'eyes'"):
+    with pytest.raises(ValueError, match="no part of the model is called 'eyes'"):
         actor.load(spec(frozen=("eyes",)))
 
 
@@ -222,7 +222,7 @@ def test_unload_frees_everything(actor, spec, samples):
 
 def test_what_is_saved_gives_the_same_logprobs(actor, spec, samples, tiny_model, store, tmp_path):
     from actors.train_spec import TrainSpec
-    from trainers.data.processing import check_model_folder
+    from trainers.data.model_folder import check_model_folder
 
     actor.load(spec())
     groups = groups_of(samples, "sft")

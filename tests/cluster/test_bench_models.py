@@ -21,7 +21,7 @@ from cluster.cli import main
 from trainers.batch import Row, collate, encode_row
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
-from trainers.data.processing import Processing, check_model_folder
+from trainers.data.processing import Processing
 from trainers.data.scenes import scene_samples
 
 TEXT = {
@@ -116,13 +116,6 @@ def test_the_built_folder_takes_a_row_with_its_image(configs, tmp_path, family, 
         other = module(batch).logprobs_BR
     assert seen.shape == (1, 3) and torch.isfinite(seen).all()
     assert not torch.equal(seen, other)  # the image reaches the answer
-
-
-def test_a_family_of_the_benchmark_alone_is_refused_by_runs(configs, tmp_path):
-    model = find_model(str(configs["smolvlm"]), tmp_path)
-    model.build(torch.float32)
-    with pytest.raises(UserError, match="model_type 'smolvlm' is not supported"):
-        check_model_folder(model.folder)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from trainers.data.errors import UserError
-from trainers.data.processing import Processing, check_model_folder
+from trainers.data.model_folder import check_model_folder
+from trainers.data.processing import Processing
 from trainers.data.records import Turn
 
 
@@ -120,8 +121,7 @@ def test_banned_ids_are_all_specials_but_eos(processing):
 def test_rows_of_the_embedding_without_a_token_are_banned(processing, monkeypatch):
     # Real checkpoints pad the embedding; here three more rows than the tokenizer has tokens.
     size = len(processing.tokenizer)
-    config = {**processing.config, "text_config": {"vocab_size": size + 3}}
-    monkeypatch.setattr(processing, "config", config)
+    monkeypatch.setattr(processing.config.text_config, "vocab_size", size + 3)
     assert set(range(size, size + 3)) <= set(processing.banned_ids())
 
 
@@ -131,7 +131,7 @@ def test_image_cache_is_bounded(tiny_model, store, samples):
     first = processing.encode("a", samples[0].prompt, samples[0].images, response_ids=())
     for sample in samples[1:5]:
         processing.encode("b", sample.prompt, sample.images, response_ids=())
-    assert len(processing._cache) == 1
+    assert len(processing._images._cache) == 1
     again = processing.encode("a", samples[0].prompt, samples[0].images, response_ids=())
     np.testing.assert_array_equal(
         first.model_inputs["pixel_values"], again.model_inputs["pixel_values"]
@@ -168,8 +168,8 @@ def test_config_that_is_not_json(folder):
 
 def test_unsupported_family(folder):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
-    refused(folder, "'qwen2_vl' is not supported", "llava")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip-2"}))
+    refused(folder, "'blip-2' is not supported", "llava")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ judge see the same tokens. Sampled responses are never re-tokenised; prompts are
 
 from __future__ import annotations
 
-import json
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from trainers.data.errors import UserError
+from trainers.data.image_inputs import ImageInputs, merge
 from trainers.data.images import ImageStore
+from trainers.data.model_folder import check_model_folder, families_that_work
 from trainers.data.noise import ImageNoise, add_noise
 from trainers.data.records import Turn
-
-SUPPORTED_MODEL_TYPES = ("llava",)
-"""`model_type` of the families that are tested; others follow."""
-ENCODED_MODEL_TYPES = (*SUPPORTED_MODEL_TYPES, "smolvlm")
-"""`model_type` of the families whose rows are encoded; the rest of a run need not know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +45,32 @@ class Processing:
     """
 
     def __init__(self, model_dir: str | Path, store: ImageStore, *, cache_bytes: int = 2**28):
-        from transformers import AutoProcessor
+        from transformers import AutoConfig, AutoProcessor
 
         # A tokenizer needs no weights: what fits can be asked before there are any.
-        self.config = check_model_folder(model_dir, families=ENCODED_MODEL_TYPES, weights=False)
+        family = check_model_folder(model_dir, weights=False)["model_type"]
+        self.config: Any = AutoConfig.from_pretrained(model_dir)
         try:
             self.processor: Any = AutoProcessor.from_pretrained(model_dir)
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{model_dir}: its processor cannot be loaded: {reason}") from None
+        _check_processor(self.processor, self.config, f"{model_dir} ({family})")
         self.tokenizer: Any = self.processor.tokenizer
-        if not getattr(self.processor, "chat_template", None):
-            raise UserError(
-                f"{model_dir}: the processor has no chat template; add chat_template.jinja to it"
-            )
         self.store = store
         self.eos_id = int(self.tokenizer.eos_token_id)
         pad_id = self.tokenizer.pad_token_id
         self.pad_id = self.eos_id if pad_id is None else int(pad_id)
-        image_token: Any = self.config.get("image_token_index", self.config.get("image_token_id"))
-        self.image_token_id = int(image_token)
-        # What the family's processor asks of its image part, as the grid of an image's tiles.
-        defaults = getattr(type(self.processor).valid_processor_kwargs, "_defaults", {})
-        self._image_settings: dict[str, Any] = defaults.get("images_kwargs", {})
+        self.image_token_id = int(self.config.image_token_id)
+        # Gemma 3's placeholder is another token than the one that stands for a feature.
+        self._feature_token = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        self._images = ImageInputs(self.processor, store, cache_bytes)
         self._banned = np.array(self.banned_ids(), dtype=np.int64)
-        self._cache: OrderedDict[tuple[str, ...], dict[str, Tensor]] = OrderedDict()
-        self._cached_bytes = 0
-        self._cache_bytes = cache_bytes
 
     @property
     def vocab_size(self) -> int:
         """Rows of the model's embedding and head (may exceed the tokenizer's length)."""
-        return int(self.config["text_config"]["vocab_size"])
+        return int(self.config.get_text_config().vocab_size)
 
     def banned_ids(self) -> list[int]:
         """Token ids that no rollout may contain: every special token but EOS, and rows of the
@@ -89,6 +78,12 @@ class Processing:
         token and feature counts differ.
         """
         special = set(self.tokenizer.all_special_ids) | {self.image_token_id, self.pad_id}
+        # A tokenizer that was loaded calls only those special that have a name (`image_token`);
+        # the others, a chat template's marks and a grid's, are known by their flag.
+        added = self.tokenizer.added_tokens_decoder
+        special |= {index for index, token in added.items() if token.special}
+        special |= set(self.processor.image_token_ids) | set(self.processor.video_token_ids)
+        special.discard(None)
         unused = set(range(len(self.tokenizer), self.vocab_size))
         return sorted((special | unused) - {self.eos_id})
 
@@ -144,11 +139,17 @@ class Processing:
             segments = self._segments(id, [*prompt, *turns], context=len(prompt))
         else:
             segments = [(self.chat_text(prompt, add_generation_prompt=True), False)]
-        text, model_inputs = self._expand(
+        text, model_inputs, features = self._expand(
             id, "".join(part for part, _ in segments), images, image_inputs
         )
         # In one piece: a tokenizer may treat the start of a text otherwise than its middle.
         input_ids, starts_T, ends_T = self._tokenize(text)
+        found = int((input_ids == self.image_token_id).sum())
+        if found != features:
+            raise ValueError(
+                f"row {id}: {found} image tokens where its images have {features} features; the "
+                "text may hold a placeholder of its own"
+            )
         target_mask = np.zeros(len(input_ids), dtype=bool)
         # Targets are counted from the end, since image placeholders were expanded before them.
         end = len(text)
@@ -226,25 +227,25 @@ class Processing:
         text: str,
         images: Sequence[str],
         inputs: dict[str, Tensor] | None,
-    ) -> tuple[str, dict[str, Tensor]]:
-        """The text with every placeholder repeated as often as its image has features."""
+    ) -> tuple[str, dict[str, Tensor], int]:
+        """The text with every placeholder repeated as often as its image has features; what the
+        model is given; the number of features.
+        """
         placeholders = text.count(self.processor.image_token)
         number = len(images) if inputs is None else len(inputs["pixel_values"])
         if placeholders != number:
             raise ValueError(f"row {id}: {placeholders} image placeholders, {number} images")
         if not placeholders:
-            return text, {}
+            return text, {}, 0
         if inputs is None:
-            inputs = self._image_inputs(tuple(images))
+            made = [self._images.of(image) for image in images]
+            texts, inputs = [self._images.text(item) for item in made], self._images.for_model(made)
+        else:
+            texts = [self._images.text(inputs, index) for index in range(number)]
         parts = text.split(self.processor.image_token)
-        expanded = parts[0] + "".join(
-            self.processor.replace_image_token(inputs, index) + part
-            for index, part in enumerate(parts[1:])
-        )
-        # A grid of tiles, for the placeholders, is a list and not for the model.
-        return expanded, {
-            name: value for name, value in inputs.items() if isinstance(value, Tensor)
-        }
+        pairs = zip(texts, parts[1:], strict=True)
+        features = sum(text.count(self._feature_token) for text in texts)
+        return parts[0] + "".join(image + part for image, part in pairs), inputs, features
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a sequence's text, as the engine makes them (BOS unless the template wrote it),
@@ -255,78 +256,68 @@ class Processing:
         spans = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         return np.asarray(encoding.ids, dtype=np.int64), spans[:, 0], spans[:, 1]
 
-    def _image_inputs(self, images: tuple[str, ...]) -> dict[str, Tensor]:
-        if (hit := self._cache.get(images)) is not None:
-            self._cache.move_to_end(images)
-            return hit
-        process = self.processor.image_processor
-        made = process(self.images(images), return_tensors="pt", **self._image_settings)
-        inputs = dict(made.data)
-        self._cache[images] = inputs
-        self._cached_bytes += _num_bytes(inputs)
-        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            _, old = self._cache.popitem(last=False)
-            self._cached_bytes -= _num_bytes(old)
-        return inputs
-
     def image_inputs(
         self, images: Sequence[str], noise: ImageNoise | None = None
     ) -> dict[str, Tensor]:
         """What the model is given for these images; with `noise`, their normalised pixels distorted
         (all images of a row by one draw).
+
+        Raises:
+            UserError: noise is asked for where an image is not one square of pixels.
         """
-        inputs = self._image_inputs(tuple(images))
+        inputs = self._images.for_model([self._images.of(image) for image in images])
         if noise is None:
             return inputs
-        return {**inputs, "pixel_values": add_noise(inputs["pixel_values"], noise)}
+        pixels = inputs["pixel_values"]
+        if pixels.dim() != 4 or len(pixels) != len(images):
+            raise UserError(
+                f"a {self.config.model_type} model's images are patches or tiles, which cannot be "
+                "distorted as one picture; image noise works with LLaVA-1.5 (llava)"
+            )
+        return {**inputs, "pixel_values": add_noise(pixels, noise)}
+
+    def images_are_alike(self) -> bool:
+        """Whether every image becomes equally many tokens, whatever its size."""
+        return self._images.all_alike()
+
+    def token_inputs(self, input_ids_BT: Tensor) -> dict[str, Tensor]:
+        """What the model is given per token beside the ids, under its own name: which tokens are an
+        image's, for families whose positions or attention depend on it (M-RoPE).
+        """
+        defaults = getattr(type(self.processor).valid_processor_kwargs, "_defaults", {})
+        if not defaults.get("text_kwargs", {}).get("return_mm_token_type_ids", False):
+            return {}
+        types = self.processor.create_mm_token_type_ids(input_ids_BT.tolist())
+        named = "mm_token_type_ids" in self.processor.model_input_names
+        name = "mm_token_type_ids" if named else "token_type_ids"
+        return {name: torch.tensor(types, dtype=torch.long)}
 
     def merge(self, inputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Concatenate the image tensors of several rows along their first axis."""
-        names = sorted({name for item in inputs for name in item})
-        return {name: torch.cat([item[name] for item in inputs if name in item]) for name in names}
+        """The image tensors of several rows as one batch's."""
+        return merge(inputs)
 
 
-def _num_bytes(inputs: Mapping[str, Any]) -> int:
-    return sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
-
-
-def check_model_folder(
-    model_dir: str | Path,
-    *,
-    families: Sequence[str] = SUPPORTED_MODEL_TYPES,
-    weights: bool = True,
-) -> dict[str, Any]:
-    """The folder's config, after checking that it is a VLM of one of `families`, with its processor
-    and, unless told otherwise, its weights.
-
-    Raises:
-        UserError: what is missing and what would work.
-    """
-    folder = Path(model_dir)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise UserError(f"{folder}: no config.json; give a Hugging Face model folder")
-    try:
-        config: dict[str, Any] = json.loads(config_file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config_file}: not JSON ({error}); download the model again") from None
-    model_type = config.get("model_type")
-    if model_type not in families:
+def _check_processor(processor: Any, config: Any, folder: str) -> None:
+    """Refuse a processor that lacks what a conversation about images needs, in one line."""
+    works = families_that_work()
+    for part in ("image_processor", "tokenizer", "image_token"):
+        if getattr(processor, part, None) is None:
+            raise UserError(
+                f"{folder}: its processor has no {part}; copy the released folder's "
+                f"preprocessor_config.json and processor_config.json into it; {works}"
+            )
+    if not getattr(processor, "chat_template", None):
         raise UserError(
-            f"{folder}: model_type {model_type!r} is not supported; "
-            f"families that work: {', '.join(families)}"
+            f"{folder}: the processor has no chat template; add chat_template.jinja to it; {works}"
         )
-    needed = {
-        "image processor": ("preprocessor_config.json", "processor_config.json"),
-        "tokenizer": ("tokenizer.json", "tokenizer.model"),
-        "weights": (
-            "model.safetensors",
-            "model.safetensors.index.json",
-        ),
-    }
-    if not weights:
-        del needed["weights"]
-    for name, files in needed.items():
-        if not any((folder / file).is_file() for file in files):
-            raise UserError(f"{folder}: no {name} ({' or '.join(files)}); copy it into the folder")
-    return config
+    words = processor.tokenizer.get_vocab()
+    if processor.image_token not in words:
+        raise UserError(
+            f"{folder}: the tokenizer has no token {processor.image_token!r}, the placeholder of "
+            f"an image; add it as a special token; {works}"
+        )
+    if config.image_token_id not in words.values():
+        raise UserError(
+            f"{folder}: config.json says that token {config.image_token_id} is an image's, and the "
+            f"tokenizer has none of that number; copy the released tokenizer into it; {works}"
+        )

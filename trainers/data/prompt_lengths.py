@@ -18,7 +18,8 @@ def prompt_lengths(index: SampleIndex, processing: Processing) -> Iterator[tuple
     Raises:
         UserError: the chat template does not place the images.
     """
-    # Every image of a folder becomes equally many tokens (one crop), so one is processed.
+    # Where every image becomes equally many tokens (one crop), one is processed for all.
+    alike = processing.images_are_alike()
     pixels: dict[int, dict[str, Tensor]] = {0: {}}
     for name, content in index.contents():
         number = len(content.images)
@@ -40,5 +41,6 @@ def prompt_lengths(index: SampleIndex, processing: Processing) -> Iterator[tuple
             )
         except ValueError as error:
             raise UserError(f"{index.file.path}: {error}; check the chat template") from None
-        pixels.setdefault(number, encoded.model_inputs)
+        if alike:
+            pixels.setdefault(number, encoded.model_inputs)
         yield name, len(encoded.input_ids)
