@@ -167,9 +167,15 @@ _Dumper.add_representer(
 )
 
 
+ON_ONE_LINE = {"judge_check", "placement", "deadlines", "checkpoint"}
+"""Groups that are written between braces: short ones, which few runs change."""
+
+
 def to_yaml(config: Settings) -> str:
     """Every setting with its value, in the order of the schema."""
     values = config.model_dump()
+    for group in ON_ONE_LINE & values.keys():
+        values[group] = _Flow(values[group])
     for arm in values.get("arms", {}).values():
         arm |= {key: _Flow(own) for key, own in arm.items() if isinstance(own, dict)}
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100))

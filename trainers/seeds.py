@@ -129,7 +129,8 @@ def markdown(seeds: Seeds, outcomes: Sequence[Outcome]) -> str:
     """Both tables as Markdown: arms with mean and range over seeds, then the orderings.
 
     Copies are those in training and in the loop; MB what the former hold between steps, peak MB the
-    device's bytes of all processes in the training phase.
+    device's bytes of all processes in the training phase. Core-seconds are the least of the seeds:
+    other work on a machine only adds to them.
     """
     rates = {
         "CHAIR_i": "chair_i",
@@ -157,7 +158,7 @@ def markdown(seeds: Seeds, outcomes: Sequence[Outcome]) -> str:
                     *(_rate([r.metrics.get(key) for r in done]) for key in rates.values()),
                     _number([r.training_bytes() for r in done], 1e-6, digits=1),
                     _number([r.memory.device_bytes_by_phase.get("train") for r in done], 1e-6),
-                    _number([sum(r.core_seconds.values()) or None for r in done], 1.0),
+                    _least([sum(r.core_seconds.values()) for r in done if r.core_seconds]),
                     count,
                 ]
             )
@@ -192,6 +193,10 @@ def _rate(values: Sequence[float | None]) -> str:
 def _number(values: Sequence[float | None], factor: float, digits: int = 0) -> str:
     known = [value * factor for value in values if value is not None]
     return f"{fmean(known):.{digits}f}" if known else "-"
+
+
+def _least(values: Sequence[float]) -> str:
+    return f"{min(values):.0f}" if values else "-"
 
 
 def _spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
