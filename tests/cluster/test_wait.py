@@ -61,6 +61,7 @@ def two(shared_session, wait):
 
 def test_late_processes_are_named_with_their_stacks_and_killed(two, wait, tmp_path):
     calls = [two.processes[0].send("add", 1), two.processes[1].send("wait_for_nothing")]
+    ray.wait([calls[0].reference])  # answered, however slow the machine is
     with pytest.raises(DeadlineError) as caught:
         wait(calls, "train")
     line = str(caught.value)

@@ -24,7 +24,7 @@ ROUNDS, PROMPTS, PER_PROMPT = 2, 8, 4
 SMALL: dict[str, Any] = {
     "rollout": {"num_prompts": PROMPTS, "num_rollouts_per_prompt": PER_PROMPT, "max_tokens": 24},
     "eval": {"num_scenes": 12, "num_curve_scenes": 6},
-    "train": {"parity_rollouts": 8},
+    "train": {"parity_rollouts": 8, "checksum_every": 1},
     "judge_check": {"min_accuracy": 0.0},  # trained for a few steps, it knows nothing yet
     "num_threads": 1,
 }

@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "rounds": ROUNDS,
     "rollout": {"num_prompts": 8, "num_rollouts_per_prompt": 4, "max_tokens": 24},
     "eval": {"num_scenes": 6, "num_curve_scenes": 4},
-    "train": {"parity_rollouts": 4},
+    "train": {"parity_rollouts": 4, "checksum_every": 1},
     "num_threads": 1,
 }
 

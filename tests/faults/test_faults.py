@@ -73,7 +73,7 @@ def test_fault(ground, fault, monkeypatch):
         if strike.ident is not None:
             strike.stop()
         if fault.how == "disk":
-            subprocess.run(["umount", str(arm.folder)], check=True)
+            subprocess.run(["umount", "--lazy", str(arm.folder)], check=True)
     ended = time.time()
     if strike.ident is not None:
         assert strike.struck is not None, "the fault was not injected"
@@ -110,8 +110,9 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, arm: Arm, fault: Fault) -> None:
 
     def tampered(session: Any, arm: Arm) -> Any:
         reference = ask(session, arm)
-        target = fault.role == "rollout" or arm.clock.spans[-1][0] == "train"
-        if arm.round == fault.round and target and (fault.detail != "once" or not struck):
+        phase = json.loads((arm.folder / "phase.json").read_text())["phase"]
+        now = (arm.round, phase) == (fault.round, fault.phase)
+        if now and (fault.detail != "once" or not struck):
             struck.append(arm.round)
             bucket = ray.get(reference)[0]
             array = max(bucket.arrays, key=lambda item: item.nbytes)
