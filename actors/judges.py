@@ -86,6 +86,7 @@ class JudgeMaker:
             num_critiques=config.num_critiques,
             temperature=config.temperature,
             in_process=config.generator == "in_process",
+            facts=config.facts,
             seed=self.seed,
         )
         self._parts.append(judge)

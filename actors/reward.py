@@ -26,6 +26,7 @@ from actors.parking import Parking
 from actors.progress import note
 from rewards.base import Judge, JudgeItem, Judgement
 from rewards.critique import parse_critique
+from rewards.facts import NO_FACTS, has_facts, request_with_facts
 from rewards.spans import with_spans
 from trainers.batch import Batch, Row, collate, encode_row
 from trainers.data.errors import UserError
@@ -34,8 +35,13 @@ from trainers.data.processing import Processing
 from trainers.data.records import Critique, Sample, Turn
 
 
-def evaluator_turns(request: str, sample: Sample, response: str) -> tuple[Turn, ...]:
-    """The conversation that asks for a critique: the prompt, the response, then `request`."""
+def evaluator_turns(
+    request: str, sample: Sample, response: str, *, facts: bool = False
+) -> tuple[Turn, ...]:
+    """The conversation that asks for a critique: the prompt, the response, then `request`; with
+    `facts` what is known of the image before it.
+    """
+    request = request_with_facts(request, sample) if facts else request
     return (
         *sample.prompt,
         Turn(role="assistant", text=response),
@@ -76,9 +82,11 @@ class CritiqueJudge(ModelJudge):
         num_critiques: int = 1,
         temperature: float = 0.0,
         in_process: bool = False,
+        facts: bool = False,
         seed: int = 0,
     ):
         self.name = "critique"
+        self.facts = facts
         self.settings = load_reward_settings(spec.model_dir)
         self.engines = [] if in_process else [Engine(spec)]
         self.processing = (
@@ -101,9 +109,18 @@ class CritiqueJudge(ModelJudge):
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """Critique and score every item. Equal (image, prompt, response) are judged once: the
-        critique is greedy, so a second pass would give the same (sampled ones are shared).
+        critique is greedy, so a second pass would give the same (sampled ones are shared). Where
+        facts are wanted, an item without them fails.
         """
-        keys = [(item.sample.images, item.sample.prompt, item.rollout.text) for item in items]
+        if not self.facts:
+            return self._judge_known(items)
+        known = [has_facts(item.sample) for item in items]
+        there = [item for item, is_known in zip(items, known, strict=True) if is_known]
+        judged = iter(self._judge_known(there))
+        return [next(judged) if is_known else Judgement(failure=NO_FACTS) for is_known in known]
+
+    def _judge_known(self, items: Sequence[JudgeItem]) -> list[Judgement]:
+        keys = [(self._turns(item), item.sample.images) for item in items]
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         unique = [items[index] for index in first.values()]
         judged = dict(zip(first, self._judge_unique(unique), strict=True))
@@ -148,7 +165,8 @@ class CritiqueJudge(ModelJudge):
         return [result or self._judgement(*next(judged)) for result in results]
 
     def _turns(self, item: JudgeItem) -> tuple[Turn, ...]:
-        return evaluator_turns(str(self.settings["request"]), item.sample, item.rollout.text)
+        request = str(self.settings["request"])
+        return evaluator_turns(request, item.sample, item.rollout.text, facts=self.facts)
 
     def _judgement(self, score: float, texts: tuple[str, str]) -> Judgement:
         response, text = texts

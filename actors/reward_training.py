@@ -27,6 +27,8 @@ class ReasonedPairs:
     micro_batch_size: int
     """Rows a forward; a pair is never split."""
     seed: int
+    facts: bool = False
+    """What is known of the image stands in the prompt."""
 
     def __call__(self, processing: Processing, rank: int, world: int) -> Iterator[list[Batch]]:
         """This rank's micro-batches, an optimiser step each time; equally many on every rank."""
@@ -42,11 +44,13 @@ class ReasonedPairs:
             yield from rng.sample(range(len(self.pairs)), len(self.pairs))
 
     def _batch(self, pairs: Sequence[ReasonedPair], processing: Processing) -> Batch:
-        rows = [row for pair in pairs for row in pair_rows(pair, self.request)]
+        rows = [row for pair in pairs for row in pair_rows(pair, self.request, facts=self.facts)]
         return collate(rows, [encode_row(row, processing) for row in rows], processing)
 
 
-def pair_rows(pair: ReasonedPair, request: str, *, given: bool = True) -> list[Row]:
+def pair_rows(
+    pair: ReasonedPair, request: str, *, given: bool = True, facts: bool = False
+) -> list[Row]:
     """The evaluator's prompt on each side, with the reasons as critiques if there are both.
 
     Without `given` the reasons are left out all the same.
@@ -56,7 +60,7 @@ def pair_rows(pair: ReasonedPair, request: str, *, given: bool = True) -> list[R
     return [
         Row(
             id=pair.sample.id,
-            prompt=evaluator_turns(request, pair.sample, text),
+            prompt=evaluator_turns(request, pair.sample, text, facts=facts),
             images=pair.sample.images,
             response_ids=None if given else (),
             turns=(Turn(role="assistant", text=reason or ""),) if given else (),

@@ -194,11 +194,14 @@ class DataConfig(Settings):
     """Prompts from a file; without a path the built-in drawn world."""
 
     path: str | None = None
-    """JSONL, a JSON array or parquet."""
+    """JSONL, a JSON array, parquet, or records that Quartet wrote (.msgpack)."""
     format: FormatName = "auto"
     """Layout of the rows; `auto` tells it from the columns, and says so."""
     image_root: str | None = None
     """Folder that image paths are relative to; the data file's own folder by default."""
+    allow_urls: bool = False
+    """Images that are http(s) URLs are fetched, from public addresses only, into the run's images;
+    otherwise such rows are refused."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
     """More bad rows or samples than this stop the run."""
 

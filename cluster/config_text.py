@@ -23,7 +23,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also bytes that are no text
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(loaded, dict | None):
         raise UserError(f"{path}: a mapping of keys was expected")
@@ -47,7 +47,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             text = words.pop(0)
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f"--{key}: {text!r} is not a value in YAML; quote it") from None
         changes.append((key.replace("-", "_"), value))
     for key, value in sorted(changes, key=lambda change: change[0].count(".")):

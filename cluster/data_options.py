@@ -43,9 +43,10 @@ def add_options(data: argparse.ArgumentParser, count: Callable[[str], int]) -> N
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help=".jsonl, .json or .parquet")
+    parser.add_argument("file", metavar="FILE", help=".jsonl, .json, .parquet or .msgpack")
     parser.add_argument("--format", choices=FORMAT_NAMES, default="auto", help="of the rows (auto)")
     parser.add_argument("--image-root", help="folder of the image paths (the file's own)")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch images that are URLs")
 
 
 def _share(text: str) -> float:

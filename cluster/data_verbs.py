@@ -39,7 +39,11 @@ def convert(arguments: argparse.Namespace) -> int:
     tally = Tally()
     with _store(out, to) as store:
         file = SampleFile(
-            arguments.file, store, image_root=arguments.image_root, format=arguments.format
+            arguments.file,
+            store,
+            image_root=arguments.image_root,
+            format=arguments.format,
+            allow_urls=arguments.allow_urls,
         )
         samples = _usable(file, tally, arguments.max_dropped_share)
         if to == "trl":

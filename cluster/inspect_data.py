@@ -48,7 +48,11 @@ def inspect(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="quartet-inspect-") as folder:
         store = ImageStore(Path(folder) / "images")
         file = SampleFile(
-            arguments.file, store, image_root=arguments.image_root, format=arguments.format
+            arguments.file,
+            store,
+            image_root=arguments.image_root,
+            format=arguments.format,
+            allow_urls=arguments.allow_urls,
         )
         tally = Tally()
         index = index_samples(file, tally, 1.0)

@@ -24,6 +24,7 @@ from cluster.reward_config import RewardTrainConfig
 from cluster.session import Session
 from rewards.base import JudgeItem, Judgement, known_item
 from rewards.config import AnyJudge, ClaimsConfig, CritiqueConfig
+from rewards.facts import has_facts
 from trainers.benchmarks.reward_bench import reward_bench_metrics
 from trainers.data.datasets import Images
 from trainers.data.errors import UserError
@@ -46,6 +47,8 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
     with _workplace("reward-train", config.num_threads) as (console, session, store):
         pairs, dropped = read_pairs(file, store)
         report_dropped(console, file, dropped)
+        if config.facts:
+            require_facts(file, pairs)
         training, held_out = split(pairs, config.held_out_share)
         ties = sum(pair.is_tie for pair in training)
         reasons = sum(pair.has_reasons for pair in training)
@@ -70,7 +73,12 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
             )
             ranks.ask("load", spec, limit="load")
             stream = ReasonedPairs(
-                training, config.request, config.batch_size, config.micro_batch_size, config.seed
+                training,
+                config.request,
+                config.batch_size,
+                config.micro_batch_size,
+                config.seed,
+                config.facts,
             )
             objective = CritiqueRewardObjective(
                 config.score_weight, config.critique_weight, config.center_coef, config.tie_weight
@@ -88,12 +96,13 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
             settings = {
                 "request": config.request,
                 "max_critique_tokens": config.max_critique_tokens,
+                "facts": config.facts,
             }
             partial = target.with_name(f".{target.name}.partial")
             ranks.ask("save", str(partial), settings, limit="save")
             partial.replace(target)
         if held_out:
-            judge = CritiqueConfig(model=str(target))
+            judge = CritiqueConfig(model=str(target), facts=config.facts)
             run = _run_config(judge, config.max_model_len, config.bf16)
             judges.load_judge(session, judge, store, run)
             metrics = measure(session, judge, held_out)
@@ -102,6 +111,15 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
             show(metrics)
     print(f"reward model: {target}")
     return 0
+
+
+def require_facts(file: Path, pairs: Sequence[ReasonedPair]) -> None:
+    """Refuse a file in which nothing is known of some images."""
+    if missing := [pair.sample.id for pair in pairs if not has_facts(pair.sample)]:
+        raise UserError(
+            f"{file}: facts=true, but {len(missing)} of {len(pairs)} rows have neither truth.facts "
+            f"nor truth.captions; the first: {missing[0]}"
+        )
 
 
 def split(
@@ -172,7 +190,8 @@ def measure(session: Session, judge: AnyJudge, pairs: Sequence[ReasonedPair]) ->
     request = str(load_reward_settings(judge.model)["request"])
     for name, given in (("no_critique", False), ("given_reasons", True)):
         chosen = [pair for pair in pairs if pair.has_reasons or not given]
-        rows = [row for pair in chosen for row in pair_rows(pair, request, given=given)]
+        facts = judge.facts
+        rows = [r for pair in chosen for r in pair_rows(pair, request, given=given, facts=facts)]
         values = session.ask("judge", "call", "score", rows, limit="judge") if rows else []
         found = reward_bench_metrics(chosen, both_sides(values))
         metrics |= {f"{key}_{name}": found[key] for key in ("acc", "acc_plus") if key in found}

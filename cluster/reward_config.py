@@ -18,6 +18,8 @@ class RewardTrainConfig(Settings):
 
     request: str = EVALUATOR
     """The turn after an answer that asks for its critique."""
+    facts: bool = False
+    """What the rows know of the image (`truth.facts` or `truth.captions`) stands in the prompt."""
     max_critique_tokens: int = Field(default=256, ge=1)
     """Longest critique that the judge will write."""
     epochs: int = Field(default=1, ge=1)

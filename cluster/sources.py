@@ -93,7 +93,13 @@ class DataFile:
 def read_data(config: DataConfig, store: ImageStore, console: Console) -> DataFile:
     """The rows of `config.path`, checked; says what was found, and why rows were dropped."""
     assert config.path is not None
-    file = SampleFile(config.path, store, image_root=config.image_root, format=config.format)
+    file = SampleFile(
+        config.path,
+        store,
+        image_root=config.image_root,
+        format=config.format,
+        allow_urls=config.allow_urls,
+    )
     tally = Tally()
     index = index_samples(file, tally, config.max_dropped_share)
     console.line(file.describe(tally))

@@ -54,6 +54,9 @@ class CritiqueConfig(JudgeSettings):
     """Of the critiques; 0 is greedy, and then one critique is all there is."""
     generator: Literal["vllm", "in_process"] = "vllm"
     """`in_process` writes critiques with the scoring copy itself: slower, and no second copy."""
+    facts: bool = False
+    """The prompt also holds what the data know of the image (Fact-RLHF), for a model that was
+    trained so (`quartet reward train --facts true`)."""
 
     @model_validator(mode="after")
     def _critiques_differ(self) -> Self:

@@ -200,3 +200,9 @@ def test_adapter_off_is_refused_where_the_reference_moves(arms):
 def test_cached_fits_every_method(name, rank):
     train = {"lora_rank": rank, "reference": "cached"}
     assert validate(RunConfig, {"method": {"name": name}, "train": train})
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"seed: 1\xe2(\n")
+    with pytest.raises(UserError, match=r"bad.yaml: not YAML"):
+        read_yaml(tmp_path / "bad.yaml")

@@ -61,7 +61,7 @@ def run(folder: Path, script: list[str], words: list[str], stdin: str = "") -> s
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=880,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
@@ -91,6 +91,7 @@ def test_several_ranks_are_refused(folder, tiny_model, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.deepspeed
@@ -107,6 +108,7 @@ def test_breakpoint_in_a_loss_sees_the_whole_run(folder, tiny_model):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.deepspeed

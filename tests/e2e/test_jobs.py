@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "--rounds 1 --num_threads 1 --rollout.num_prompts 8 --rollout.max_tokens 8 "
@@ -41,7 +42,7 @@ class Head:
             [sys.executable, "-m", "cluster.cli", "submit", "--address", self.address, *words],
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=880,
             cwd=self.folder,
             env=self.environment | options.get("env", {}),
         )
@@ -104,6 +105,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_checkout_is_uploaded_and_a_broken_config_comes_back_as_its_line(head):
     """The checkout is small enough with its ignore files, and the token is found and sent."""

@@ -23,6 +23,7 @@ from trainers.data.errors import UserError
 from trainers.data.formats.base import Content, Format
 from trainers.data.formats.detection import find_format
 from trainers.data.records import Sample
+from trainers.data.remote_images import RemoteImages, is_url
 from trainers.data.row_files import RowFile, open_rows
 from trainers.data.tally import Dropped, Tally
 
@@ -50,7 +51,8 @@ class SampleFile:
     """A data file that was opened: its rows, their format, and where its images are.
 
     `image_root` replaces the data file's folder as the place that image paths start from and may
-    not leave. Raises `UserError` for what is wrong with the file as a whole.
+    not leave. With `allow_urls` images are fetched, too (`trainers.data.remote_images`). Raises
+    `UserError` for what is wrong with the file as a whole.
     """
 
     def __init__(
@@ -60,14 +62,17 @@ class SampleFile:
         *,
         image_root: str | os.PathLike[str] | None = None,
         format: str = "auto",
+        allow_urls: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.rows: RowFile = open_rows(self.path)
+        root = None if image_root is None else Path(image_root)
+        self.rows: RowFile = open_rows(self.path, root)
         first = [row for _, _, row in itertools.islice(self.rows.rows(), FIRST_ROWS)]
         if not first:
             raise UserError(f"{path}: empty data set; it needs at least one row")
         self.format: Format = find_format(first, format, str(path))
-        self.images = Images(store, Path(self.path.parent if image_root is None else image_root))
+        remote = RemoteImages(store) if allow_urls else None
+        self.images = Images(store, self.path.parent if root is None else root, remote)
 
     def content(self, number: int, row: dict[str, Any]) -> tuple[str, Content]:
         """Name of the sample of row `number` and what the row holds; no image is opened."""
@@ -171,17 +176,21 @@ def load_samples(
 
 
 class Images:
-    """Image references to hashes; a path that rows close together share is decoded once."""
+    """Image references to hashes; a path that rows close together share is decoded once. Without
+    `remote` a URL is refused.
+    """
 
-    def __init__(self, store: ImageStore, root: Path) -> None:
-        self.store = store
+    def __init__(self, store: ImageStore, root: Path, remote: RemoteImages | None = None) -> None:
+        self.store, self.remote = store, remote
         self.root = os.path.normpath(root.absolute())
         self._prefix = self.root.rstrip(os.sep) + os.sep
         self._hashes: OrderedDict[str, str] = OrderedDict()
 
     def check(self, reference: str | bytes) -> None:
         """Raises `UserError` for a path that leaves the folder or is no file; opens nothing."""
-        if isinstance(reference, str) and not os.path.isfile(self._inside(reference)):  # noqa: PTH113
+        if isinstance(reference, str) and is_url(reference):
+            self._remote(reference).check(reference)
+        elif isinstance(reference, str) and not os.path.isfile(self._inside(reference)):  # noqa: PTH113
             raise UserError(f"{self._inside(reference)}: no such image file")
 
     def put(self, reference: str | bytes, position: int) -> str:
@@ -189,10 +198,21 @@ class Images:
         if isinstance(reference, bytes):
             return self.store.put_bytes(reference, f"image {position} (bytes)")
         if reference not in self._hashes:
-            self._hashes[reference] = self.store.put_file(self._inside(reference))
+            if is_url(reference):
+                self._hashes[reference] = self._remote(reference).put(reference)
+            else:
+                self._hashes[reference] = self.store.put_file(self._inside(reference))
             if len(self._hashes) > CACHED_HASHES:
                 self._hashes.popitem(last=False)
         return self._hashes[reference]
+
+    def _remote(self, reference: str) -> RemoteImages:
+        if self.remote is None or reference.startswith("data:"):
+            raise UserError(
+                f"image {reference[:80]!r} is a URL; download it and give its path"
+                + ("" if reference.startswith("data:") else ", or set data.allow_urls=true")
+            )
+        return self.remote
 
     def _inside(self, reference: str) -> str:
         # By its letters, not resolved: a link inside the folder is its owner's choice. As text,

@@ -16,8 +16,10 @@ from typing import Any, BinaryIO, Protocol
 
 from trainers.data.errors import UserError
 from trainers.data.parquet_rows import ParquetRows
+from trainers.data.record_rows import RecordRows
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+RECORDS = ".msgpack"
 MAX_ROW_BYTES = 2**26
 """Longest JSON object that is read: a row holds text and paths, no pixels."""
 PIECE_BYTES = 2**18
@@ -42,12 +44,19 @@ class RowFile(Protocol):
         ...
 
 
-def open_rows(path: Path) -> RowFile:
-    """The reader that fits the file's suffix and, for JSON, its first character."""
-    if path.suffix.lower() not in (*JSON_SUFFIXES, ".parquet"):
-        raise UserError(f"{path}: unknown suffix {path.suffix!r}; use .jsonl, .json or .parquet")
+def open_rows(path: Path, image_root: Path | None = None) -> RowFile:
+    """The reader that fits the file's suffix and, for JSON, its first character.
+
+    `image_root` is only for records, whose images are in a store.
+    """
+    if path.suffix.lower() not in (*JSON_SUFFIXES, ".parquet", RECORDS):
+        raise UserError(
+            f"{path}: unknown suffix {path.suffix!r}; use .jsonl, .json, .parquet or {RECORDS}"
+        )
     if not path.is_file():
         raise UserError(f"{path}: {_not_found(path)}")
+    if path.suffix.lower() == RECORDS:
+        return RecordRows(path, image_root)
     if path.suffix.lower() == ".parquet":
         return ParquetRows(path)
     with _opened(path) as file:

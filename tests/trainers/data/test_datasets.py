@@ -322,7 +322,7 @@ def test_missing_file_names_its_neighbours(folder: Path, store: ImageStore) -> N
         load_samples(folder / "trian.jsonl", store)
     with pytest.raises(UserError, match="no folder"):
         load_samples(folder / "none" / "train.jsonl", store)
-    with pytest.raises(UserError, match=r"unknown suffix '.csv'; use .jsonl, .json or .parquet"):
+    with pytest.raises(UserError, match=r"unknown suffix '.csv'; use .jsonl, .json, .parquet or"):
         load_samples(folder / "train.csv", store)
     (folder / "dir.jsonl").mkdir()
     with pytest.raises(UserError, match="is not a file"):
