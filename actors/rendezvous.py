@@ -28,9 +28,9 @@ def store(
     host: str, port: int, rank: int, world_size: int, listener: socket.socket | None = None
 ) -> Any:
     """The store that all ranks share; rank 0 brings the `listener` that the others connect to."""
-    from torch.distributed import TCPStore
+    from torch import distributed
 
-    return TCPStore(
+    return distributed.TCPStore(  # type: ignore[attr-defined]
         host,
         port,
         world_size,

@@ -109,7 +109,7 @@ class RecordRows:
         judged = self._judged.get(sample.id, [])
         if not judged or sample.candidates:
             return {}
-        candidates = [
+        candidates: list[dict[str, Any]] = [
             {
                 "text": item.rollout.text,
                 "label": item.judge,
