@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import Tensor
@@ -44,6 +44,10 @@ class EngineSpec:
     seed: int = 0
     sleep: bool = False
     """The engine starts asleep, and works between `wake_up` and `sleep`."""
+    tensor_parallel: int = 1
+    """Devices that share the weights, each with a process of its own below this one."""
+    seeds: Literal["call", "answer"] = "call"
+    """Whether chance is drawn for a whole call, or for each answer by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Request:
     """Of this response, where it may be shorter than the call's."""
     id: str = "request"
     """Of the sample, for messages."""
+    seed: int | None = None
+    """Of this request's responses alone; the engine must be one of `seeds="answer"`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class Engine:
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         on_gpu = torch.cuda.is_available()
-        device_options = (
+        device_options: dict[str, Any] = (
             {
                 "gpu_memory_utilization": spec.gpu_memory_utilization,
                 "enable_sleep_mode": spec.sleep,
@@ -106,12 +112,21 @@ class Engine:
             if on_gpu
             else {"kv_cache_memory_bytes": spec.kv_cache_mib * 2**20}
         )
+        if spec.seeds == "answer" and not on_gpu:
+            # A prefill in two pieces would set a generator back, which a CPU's cannot.
+            device_options["enable_chunked_prefill"] = False
+        parallel = spec.tensor_parallel > 1
+        if parallel and spec.sleep and not on_gpu:
+            raise UserError(
+                "rollout.sleep with rollout.tensor_parallel above 1 needs GPUs; leave one out"
+            )
         self.llm: Any = LLM(
             spec.model_dir,
             dtype="bfloat16" if spec.bf16 else "float32",
             enforce_eager=not on_gpu,
             limit_mm_per_prompt={"image": spec.max_images},
-            distributed_executor_backend="uni",
+            tensor_parallel_size=spec.tensor_parallel,
+            distributed_executor_backend="mp" if parallel else "uni",
             logprobs_mode="processed_logprobs",
             max_model_len=spec.max_model_len,
             max_num_seqs=spec.max_num_seqs,
@@ -136,9 +151,9 @@ class Engine:
     ) -> list[list[Generated] | str]:
         """Sample every request. A prompt that does not fit gives its reason instead of responses.
 
-        Equal requests, weights and seed give equal responses. The seed is the engine's, not each
-        request's: with one per request vLLM 0.32 on a CPU dies when a prefill is split ("CPU
-        Generator does not use offset") and samples row by row.
+        Equal requests, weights and seed give equal responses. The seed is the engine's unless the
+        spec's `seeds` say otherwise: with one for each request vLLM samples row by row, and on a
+        CPU version 0.32 dies when a prefill is split ("CPU Generator does not use offset").
         Placeholders and unused vocabulary rows cannot be sampled, and the log-probabilities are
         those of the sampling distribution (after temperature and bans).
         """
@@ -173,6 +188,7 @@ class Engine:
                     max_tokens=most,
                     logprobs=0,
                     logit_bias=banned,
+                    seed=request.seed,
                 )
             )
         self.llm.collective_rpc(_seed, args=(seed,))
@@ -226,7 +242,9 @@ class Engine:
         assert self.memory.awake, "the engine is asleep; wake it first"
         self.memory.wake_kv_cache()
 
-    def update_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
+    def update_weights(
+        self, tensors: Sequence[tuple[str, Tensor]], version: int | None = None
+    ) -> int:
         """Load new weights for every checkpoint name and reset all caches. Returns the version.
 
         Raises:
@@ -243,7 +261,7 @@ class Engine:
             )
         self.llm.collective_rpc(_reload, args=(list(tensors),))
         self.memory.forget_requests()  # a stale cache would mix two policies
-        self.version += 1
+        self.version = self.version + 1 if version is None else version
         return self.version
 
     def sleep(self) -> int:

@@ -35,8 +35,9 @@ class EngineMemory:
         self._llm, self._on_gpu = llm, on_gpu
         self._mover: VllmMover | StorageMover = VllmMover(llm) if on_gpu else StorageMover(llm)
         self._away: dict[str, int] = {}
-        weights, emptied = llm.collective_rpc(_weight_bytes)[0]
-        self._packed = checkpoint_bytes - weights if emptied else 0
+        workers = llm.collective_rpc(_weight_bytes)
+        weights = sum(held for held, _ in workers)
+        self._packed = max(0, checkpoint_bytes - weights) if workers[0][1] else 0
 
     @property
     def awake(self) -> bool:
@@ -50,8 +51,8 @@ class EngineMemory:
         the checkpoint.
         """
         held = {
-            WEIGHTS: self._llm.collective_rpc(_weight_bytes)[0][0],
-            KV_CACHE: storage_sum(self._llm.collective_rpc(_kv_caches)[0]),
+            WEIGHTS: sum(held for held, _ in self._llm.collective_rpc(_weight_bytes)),
+            KV_CACHE: sum(self._llm.collective_rpc(_kv_bytes)),
             "packed_weights": self._packed,
         }
         gone = self.unmapped()
@@ -126,8 +127,8 @@ class VllmMover:
         Raises:
             UserError: there is not.
         """
-        torch.cuda.empty_cache()
-        require_free(kind, size, torch.cuda.mem_get_info()[0])
+        free = self._llm.collective_rpc(_free_bytes)
+        require_free(kind, size // len(free), min(free))
         self._llm.wake_up(tags=[kind])
 
 
@@ -192,6 +193,16 @@ def _weight_bytes(worker: Any) -> tuple[int, int]:
     """Bytes of the weight storages, and the number of parameters that were emptied."""
     parameters = list(worker.model_runner.get_model().parameters())
     return storage_sum(_weights(worker)), sum(each.numel() == 0 for each in parameters)
+
+
+def _kv_bytes(worker: Any) -> int:
+    return storage_sum(_kv_caches(worker))
+
+
+def _free_bytes(_worker: Any) -> int:
+    """Bytes that are free on a worker's device, its own slack given back first."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
 
 
 def _kv_caches(worker: Any) -> list[Tensor]:

@@ -42,6 +42,11 @@ class ModelJudge(ABC):
         """Bring them back to the device, if they are parked. Returns the bytes moved."""
         return 0
 
+    def forget_requests(self) -> None:
+        """Empty the engines' caches."""
+        for engine in self.engines:
+            engine.memory.forget_requests()
+
     def sleep(self) -> int:
         """Send the engines off the device until `wake_up`. Returns the bytes moved."""
         self.meter.note("judge_engine", _sum(e.memory.on_device() for e in self.engines))

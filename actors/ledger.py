@@ -9,6 +9,7 @@ of it; on a CPU, whose allocator keeps none, the tracked sum is.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ class Reading:
     """Bytes of the process that are no tensors."""
     source: str
     """`storages` or `allocator`: where the sum of `copies` comes from."""
+    cpu_seconds: float = field(default_factory=time.process_time)
+    """Core-seconds of the process since it started, all its threads."""
 
 
 class PhaseMeter:

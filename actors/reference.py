@@ -14,6 +14,7 @@ from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes, storages
 from actors.modules import PolicyModule, load_vlm
 from actors.parking import Parking
+from actors.progress import note
 from actors.scoring import score_rows
 from actors.train_spec import TrainSpec
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets, open_bucket
@@ -49,6 +50,7 @@ class ReferenceActor:
             chunk_size=spec.chunk_size,
         )
         self._module = module.eval().requires_grad_(False).to(self.device)
+        note("load: built the copy")
 
     def unload(self) -> None:
         """Free the copy; on a GPU what the allocator kept of it, too."""
@@ -77,6 +79,7 @@ class ReferenceActor:
             RuntimeError: a parameter is missing from the buckets, so it would stay stale.
         """
         assert self._module is not None
+        note(f"refresh: received {len(buckets)} buckets")
         vlm = self._module.vlm
         new = dict(pair for bucket in buckets for pair in open_bucket(bucket))
         held = storages(vlm.state_dict().values())

@@ -23,6 +23,7 @@ from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
 from actors.parking import Parking
+from actors.progress import note
 from rewards.base import Judge, JudgeItem, Judgement
 from rewards.critique import parse_critique
 from rewards.spans import with_spans
@@ -233,6 +234,7 @@ class JudgeActor:
         self._key = ""
         self._judge = make()
         self._key = key
+        note(f"load: made judge {self._judge.name}")
         return self._judge.name
 
     def key(self) -> str:
@@ -247,7 +249,10 @@ class JudgeActor:
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """One judgement per item, in order."""
         assert self._judge is not None, "call load first"
-        return self._judge.judge(items)
+        note(f"judge: received {len(items)} answers")
+        judgements = self._judge.judge(items)
+        note(f"judge: judged {len(items)} answers")
+        return judgements
 
     def call(self, method: str, *args: Any) -> Any:
         """A method of the hosted judge beyond the protocol (memory, score)."""
@@ -266,6 +271,11 @@ class JudgeActor:
     def wake(self) -> int:
         """Bring it back to the device. Returns the bytes moved."""
         return self._judge.wake() if isinstance(self._judge, ModelJudge) else 0
+
+    def forget_requests(self) -> None:
+        """Empty the caches of the judge's engine, if it has one."""
+        if isinstance(self._judge, ModelJudge):
+            self._judge.forget_requests()
 
     def sleep(self) -> int:
         """Send the judge's engine, if it has one, off the device. Returns the bytes moved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from actors.answers import DroppedSample, SegmentSettings, encode_answers, resample_segments
@@ -9,6 +10,7 @@ from actors.choices import choose
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
 from actors.offsets import token_ends
+from actors.progress import note
 from actors.weight_sync import Bucket, open_bucket
 from rewards.asking import Failed, Prompt
 from trainers.conditions import RolloutCopy
@@ -38,6 +40,7 @@ class RolloutActor:
             self._engine = None
             self.meter.forget()
         self._engine = Engine(spec)
+        note("load: engine started")
 
     @property
     def engine(self) -> Engine:
@@ -72,6 +75,7 @@ class RolloutActor:
                 dropped.append(DroppedSample(sample.id, str(error)))
                 continue
             noise = None if noise_step is None else ImageNoise(noise_step, sample.id)
+            own = answer_seed(seed, sample.id) if engine.spec.seeds == "answer" else None
             requests.append(
                 Request(
                     sample.prompt,
@@ -79,12 +83,15 @@ class RolloutActor:
                     num_rollouts_per_prompt,
                     noise=noise,
                     id=sample.id,
+                    seed=own,
                 )
             )
             kept.append(sample)
+        note(f"generate: read {len(requests)} prompts")
         answers = engine.generate(
             requests, temperature=temperature, max_tokens=max_tokens, seed=seed
         )
+        note(f"generate: answered {len(requests)} prompts")
         rollouts: list[Rollout] = []
         for sample, answer in zip(kept, answers, strict=True):
             if isinstance(answer, str):
@@ -127,10 +134,21 @@ class RolloutActor:
         """Ask the policy as it is now: see `actors.choices.choose`. A judge may."""
         return choose(self.engine, prompts, words)
 
-    def update_weights(self, buckets: Sequence[Bucket]) -> int:
-        """Load all buckets of one sync. Returns the new policy version."""
-        tensors = [pair for bucket in buckets for pair in open_bucket(bucket)]
-        return self.engine.update_weights(tensors)
+    def update_weights(self, buckets: Sequence[Bucket], version: int | None = None) -> int:
+        """Load all buckets of one sync as the weights `version`, by default one more than before.
+        Returns the new policy version.
+        """
+        tensors = []
+        for number, bucket in enumerate(buckets):
+            tensors += open_bucket(bucket)
+            note(f"update_weights: opened bucket {number + 1} of {len(buckets)}")
+        loaded = self.engine.update_weights(tensors, version)
+        note(f"update_weights: loaded version {loaded}")
+        return loaded
+
+    def forget_requests(self) -> None:
+        """Empty the engine's caches."""
+        self.engine.memory.forget_requests()
 
     def sleep(self) -> int:
         """Send the engine off the device until `wake_up`. Returns the bytes moved."""
@@ -162,3 +180,10 @@ class RolloutActor:
         if self._engine is None:
             return {}
         return self.engine.memory.everywhere()
+
+
+def answer_seed(seed: int, sample_id: str) -> int:
+    """The seed of a sample's first answer, whatever else is asked in the same call; vLLM counts on
+    from it for the others.
+    """
+    return random.Random(f"{seed}/{sample_id}").randrange(2**31 - 2**16)

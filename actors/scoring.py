@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from actors.modules import FeatureMismatchError
+from actors.progress import note
 from trainers.batch import Batch, Row, collate, encode_row, unpad
 from trainers.data.processing import Encoded, Processing
 
@@ -23,6 +24,7 @@ def score_rows(
     track: Callable[[Batch], AbstractContextManager[Any]],
 ) -> list[np.ndarray]:
     """Forward `rows` in batches of similar length; float32 arrays in the order given."""
+    note(f"score_rows: received {len(rows)} rows")
     encoded = [encode_row(row, processing) for row in rows]
     # The longest first: a batch that does not fit is the first, and only the first is tracked.
     order = sorted(range(len(rows)), key=lambda index: -len(encoded[index].input_ids))
@@ -42,6 +44,7 @@ def score_rows(
         values_BR = next(values for values in found if values is not None)
         for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
             results[index] = array
+        note(f"score_rows: scored {min(start + batch_size, len(rows))} of {len(rows)} rows")
     return [array for array in results if array is not None]
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from actors.conditions import trained_conditions
+from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
 from actors.ledger import BORROWED, PhaseMeter, Reading
 from actors.liger import use_liger
 from actors.lora import adapters_off, add_adapters, twin
 from actors.memory import bytes_by_kind, engine_tensors, storages
+from actors.micro_batches import micro_batches
 from actors.modules import (
     CriticModule,
     PolicyModule,
@@ -36,11 +38,17 @@ from actors.modules import (
 )
 from actors.parking import Parking
 from actors.parts import freeze
+from actors.progress import note
+from actors.ranks import over_ranks
+from actors.rendezvous import join, listen
 from actors.scoring import score_rows
+from actors.spare_image import run_tower_always
+from actors.state_files import StateFiles
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
+from actors.train_state import trained_state
 from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
-from trainers.batch import Batch, Group, Row, collate, encode_row
+from trainers.batch import Batch, Group, Row, encode_row
 from trainers.conditions import Conditions
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -84,6 +92,7 @@ class TrainActor:
         self.rank, self.world_size = rank, world_size
         self.meter = PhaseMeter()
         self._parking = Parking()
+        self._listener: socket.socket | None = None
         self._engine: Any = None
         self._tenant: TrainActor | None = None
         self._base: list[Tensor] = []
@@ -95,26 +104,18 @@ class TrainActor:
         import deepspeed  # noqa: F401
 
     def address(self) -> tuple[str, int]:
-        """Host and free port of this process, for rank 0 to be the rendezvous."""
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return socket.gethostbyname(socket.gethostname()), int(probe.getsockname()[1])
+        """Where this process listens for the other ranks; for rank 0 to be asked."""
+        self._listener = listen()
+        host, port = self._listener.getsockname()
+        return host, port
 
     def connect(self, host: str, port: int) -> None:
         """Join the group of this role's ranks."""
-        os.environ.update(
-            RANK=str(self.rank),
-            LOCAL_RANK="0",
-            WORLD_SIZE=str(self.world_size),
-            MASTER_ADDR=host,
-            MASTER_PORT=str(port),
-        )
         import deepspeed
 
         load_extensions()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        join(backend, host, port, self.rank, self.world_size, self._listener)
         deepspeed.init_distributed(backend, verbose=False)
 
     def load(self, spec: TrainSpec, vlm: Any = None) -> None:
@@ -129,6 +130,7 @@ class TrainActor:
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
         module: Any = self._build(spec, dtype, vlm)
+        run_tower_always(module.vlm, spec.model_dir, self.world_size)
         if spec.lora_rank:
             add_adapters(
                 module.vlm,
@@ -156,6 +158,7 @@ class TrainActor:
         self._largest = (0, 0)
         self._bytes = {"weights": bytes_by_kind(self._tensors())["weights"]}
         self._held: dict[str, int] | None = None
+        note(f"load: {spec.role} wrapped by DeepSpeed")
 
     def load_tenant(self, spec: TrainSpec) -> None:
         """Load a second copy that trains adapters, and a head, on this copy's frozen base.
@@ -324,22 +327,29 @@ class TrainActor:
         if num_threads:
             torch.set_num_threads(num_threads)
         started = time.perf_counter()
+        note(f"train: received {len(groups)} groups")
         encoded = {id(row): encode_row(row, self.processing) for group in groups for row in group}
         parts: list[Metrics] = []
         steps_before = self.steps
-        first: Metrics | None = None
         order = list(range(len(groups)))
         shuffler = random.Random(seed)
         for _ in range(optimisation.epochs):
             shuffler.shuffle(order)
             for start in range(0, len(order), optimisation.minibatch_size):
                 chosen = [groups[i] for i in order[start : start + optimisation.minibatch_size]]
-                batches = self._micro_batches(chosen, encoded)
-                metrics = self._step(batches, method, optimisation)
-                parts.append(metrics)
-                first = first or metrics
+                batches = micro_batches(
+                    chosen,
+                    encoded,
+                    self.processing,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    size=self.spec.micro_batch_size,
+                )
+                parts.append(self._step(batches, method, optimisation))
+        parts = over_ranks(parts, self.world_size)
         means = metric_means(add_metrics(parts))
-        means |= {f"first/{name}": value for name, value in metric_means(first or {}).items()}
+        first = metric_means(parts[0] if parts else {})
+        means |= {f"first/{name}": value for name, value in first.items()}
         means["steps"] = float(self.steps - steps_before)
         means["train_seconds"] = time.perf_counter() - started
         torch.set_num_threads(self.num_threads)
@@ -359,29 +369,6 @@ class TrainActor:
             minibatch = [(batch, 1.0) for batch in next(self._stream)]
             parts.append(self._step(minibatch, method, optimisation))
         return metric_means(add_metrics(parts))
-
-    def _micro_batches(
-        self, groups: Sequence[Group], encoded: Mapping[int, Any]
-    ) -> Iterable[tuple[Batch, float]]:
-        """This rank's micro-batches with weight 1, then weight-0 ones until all ranks have as
-        many (collectives hang if one rank runs fewer forwards).
-        """
-        shares = [self._pack(groups[r :: self.world_size]) for r in range(self.world_size)]
-        number = max(len(share) for share in shares)
-        own = [(rows, 1.0) for rows in shares[self.rank]]
-        filler = list(groups[0])
-        own += [(filler, 0.0)] * (number - len(own))
-        for rows, weight in own:
-            batch = collate(rows, [encoded[id(row)] for row in rows], self.processing)
-            yield batch, weight
-
-    def _pack(self, groups: Sequence[Group]) -> list[list[Row]]:
-        packed: list[list[Row]] = []
-        for group in groups:
-            if not packed or len(packed[-1]) + len(group) > self.spec.micro_batch_size:
-                packed.append([])
-            packed[-1].extend(group)
-        return packed
 
     def _step(
         self,
@@ -422,6 +409,7 @@ class TrainActor:
             if weight:
                 parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
         self.steps += 1
+        note(f"train: {self.spec.role} took step {self.steps}")
         summed = add_metrics(parts)
         if "loss" in summed:
             # The parts of one step add up to its loss; only steps are averaged.
@@ -460,33 +448,46 @@ class TrainActor:
 
     # Weights -----------------------------------------------------------------------------------
 
-    def weight_buckets(self, bucket_bytes: int) -> list[Bucket]:
-        """The VLM's weights under checkpoint names, in buckets with checksums.
-
-        All ranks must call it together under ZeRO-3; only rank 0 returns buckets.
+    def weight_buckets(self, bucket_bytes: int, *, checked: bool = True) -> list[Bucket]:
+        """The VLM's weights under checkpoint names, in buckets, with checksums if `checked`. Under
+        ZeRO-3 all ranks must call it together; only rank 0 returns buckets.
         """
         self._require_awake()
-        tensors = checkpoint_tensors(self._engine.module.vlm, gather=self.spec.zero_stage == 3)
-        return make_buckets(tensors, bucket_bytes) if self.rank == 0 else []
+        return make_buckets(self._weights(), bucket_bytes, checked=checked)
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        vlm = self._engine.module.vlm
+        return checkpoint_tensors(vlm, gather=self.spec.zero_stage == 3, keep=self.rank == 0)
 
     def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
         """Write a Hugging Face folder with processor (and score head) that vLLM can load."""
         self._require_awake()
         module = self._engine.module
-        state = dict(checkpoint_tensors(module.vlm, gather=self.spec.zero_stage == 3))
+        state = dict(self._weights())
         if self.rank != 0:
             return
-        from safetensors.torch import save_file
-
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        module.vlm.config.save_pretrained(target)
-        module.vlm.generation_config.save_pretrained(target)
-        self.processing.processor.save_pretrained(target)
-        save_file(
-            {name: tensor.contiguous().clone() for name, tensor in state.items()},
-            target / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        save_model_folder(module.vlm, state, self.processing, Path(folder))
         if reward_settings is not None:
-            save_score_head(module, target, reward_settings)
+            save_score_head(module, Path(folder), reward_settings)
+
+    def save_state(self, folder: str) -> None:
+        """Write what training goes on from (`actors.state_files`). All ranks must call it."""
+        self._require_awake()
+        counters = {"steps": self.steps, "largest": self._largest, "bytes": self._bytes}
+        files = StateFiles(Path(folder), self.spec.role)
+        files.save(trained_state(self._engine), counters, rank=self.rank, ranks=self.world_size)
+
+    def load_state(self, folder: str) -> None:
+        """Go on from `save_state`, after `load`. The number of ranks may be another one.
+
+        Raises:
+            UserError: the files lack something, or belong to another model; names it.
+        """
+        self._require_awake()
+        files = StateFiles(Path(folder), self.spec.role)
+        files.load_into(self._engine)
+        counters = files.counters(self.rank, self.world_size)
+        self.steps = counters["steps"]
+        self._held = None
+        if "largest" in counters:
+            self._largest, self._bytes = tuple(counters["largest"]), counters["bytes"]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actors.lora import split_adapters
+from actors.progress import note
 
 _AS_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -28,27 +29,64 @@ class Bucket:
     names: tuple[str, ...]
     arrays: tuple[np.ndarray, ...]
     dtypes: tuple[str, ...]
-    checksum: int
+    checksum: int | None
+    """None where it was not taken: it costs a pass over the bytes on either side."""
 
 
 class CorruptBucketError(RuntimeError):
     """A bucket arrived with other bytes than it was sent with."""
 
 
-def checkpoint_tensors(vlm: Any, *, gather: bool = False) -> Iterator[tuple[str, Tensor]]:
+GATHER_BYTES = 2**28
+"""Of ZeRO-3's partitioned parameters that are whole at one time, unless one alone is larger."""
+
+
+def checkpoint_tensors(
+    vlm: Any, *, gather: bool = False, keep: bool = True, gather_bytes: int = GATHER_BYTES
+) -> Iterator[tuple[str, Tensor]]:
     """Parameters under the names of the checkpoint that `vlm` was loaded from, detached.
 
     Adapters are merged: each adapted weight is computed when its turn comes and is a new tensor;
-    the module stays as it is. With `gather` (ZeRO-3) the partitioned parameters are gathered
-    first; every rank must call, but need not iterate.
+    the module stays as it is. With `gather` (ZeRO-3) the partitioned parameters are gathered first,
+    `gather_bytes` at a time, and copied to host memory while they are whole. Every rank must call;
+    one that does not `keep` them gets nothing.
     """
-    if not gather:
-        return _merged(vlm, {name: tensor.detach() for name, tensor in vlm.state_dict().items()})
+    state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    if gather:
+        state |= _gathered(vlm, keep, gather_bytes)
+    return _merged(vlm, state) if keep else iter(())
+
+
+def _gathered(vlm: Any, keep: bool, gather_bytes: int) -> dict[str, Tensor]:
+    """Copies of all parameters by their names in memory; empty for a rank that keeps none."""
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(vlm.parameters())):
-        state = {name: tensor.detach().clone() for name, tensor in vlm.state_dict().items()}
-    return _merged(vlm, state)
+    names: dict[Any, list[str]] = {}
+    for name, parameter in vlm.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    copies: dict[str, Tensor] = {}
+    for part in _parts(list(names), gather_bytes):
+        with deepspeed.zero.GatheredParameters(part):
+            for parameter in part if keep else ():
+                # Inside: outside, the storage is another's.
+                copy = parameter.detach().to("cpu", copy=True)
+                copies |= dict.fromkeys(names[parameter], copy)
+    return copies
+
+
+def _parts(parameters: list[Any], most_bytes: int) -> Iterator[list[Any]]:
+    """In order; the same on every rank, which only has a share of each."""
+    part: list[Any] = []
+    size = 0
+    for parameter in parameters:
+        whole = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if part and size + whole > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(parameter)
+        size += whole
+    if part:
+        yield part
 
 
 def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -66,19 +104,21 @@ def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     assert not by_address, f"{len(by_address)} adapters were not merged"
 
 
-def make_buckets(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[Bucket]:
+def make_buckets(
+    tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int, *, checked: bool = True
+) -> list[Bucket]:
     """Group tensors in order; a bucket holds at most `bucket_bytes`, or one larger tensor."""
     buckets: list[Bucket] = []
     current: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in tensors:
         if current and size + tensor.nbytes > bucket_bytes:
-            buckets.append(_bucket(current))
+            buckets.append(_bucket(current, checked))
             current, size = [], 0
         current.append((name, tensor))
         size += tensor.nbytes
     if current:
-        buckets.append(_bucket(current))
+        buckets.append(_bucket(current, checked))
     return buckets
 
 
@@ -88,7 +128,7 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
     Raises:
         CorruptBucketError: the checksum does not match; names the first tensor.
     """
-    if _checksum(bucket.names, bucket.arrays) != bucket.checksum:
+    if bucket.checksum is not None and _checksum(bucket.names, bucket.arrays) != bucket.checksum:
         raise CorruptBucketError(
             f"weight sync: the bucket that starts with {bucket.names[0]} was corrupted in transit; "
             "the engine keeps its old weights"
@@ -99,13 +139,14 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _bucket(tensors: list[tuple[str, Tensor]]) -> Bucket:
+def _bucket(tensors: list[tuple[str, Tensor]], checked: bool) -> Bucket:
     names = tuple(name for name, _ in tensors)
+    note(f"weight_buckets: packed up to {names[-1]}")
     # A copy before numpy sees it: a storage that numpy has seen can no longer be parked.
     copies = [tensor.to("cpu", copy=True).contiguous() for _, tensor in tensors]
     arrays = tuple(copy.view(_AS_BITS.get(copy.dtype, copy.dtype)).numpy() for copy in copies)
     dtypes = tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors)
-    return Bucket(names, arrays, dtypes, _checksum(names, arrays))
+    return Bucket(names, arrays, dtypes, _checksum(names, arrays) if checked else None)
 
 
 def _checksum(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> int:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, TypeVar
 
-import ray
-
 from actors.train_spec import TrainSpec
 from cluster.config import RunConfig
 from cluster.session import Session
@@ -92,15 +90,16 @@ def ask(
     with session.console.stage("answer", len(questions)) as bar:
         for max_tokens, group in groupby(pairs, key=lambda pair: pair[1][0].max_tokens):
             for part in _chunks(list(group)):
-                rollouts, dropped = ray.get(
-                    session.actor("rollout").generate.remote(
-                        [sample for _, (_, sample) in part],
-                        num_rollouts_per_prompt=number,
-                        temperature=temperature,
-                        max_tokens=max_tokens,
-                        seed=seed,
-                        prefix="eval/",
-                    )
+                rollouts, dropped = session.ask(
+                    "rollout",
+                    "generate",
+                    [sample for _, (_, sample) in part],
+                    limit="generate",
+                    num_rollouts_per_prompt=number,
+                    temperature=temperature,
+                    max_tokens=max_tokens,
+                    seed=seed,
+                    prefix="eval/",
                 )
                 if dropped:
                     raise UserError(
@@ -140,12 +139,11 @@ def judge_scores(
         JudgeItem(sample=sample, rollout=rollout)
         for sample, rollout in zip(samples, rollouts, strict=True)
     ]
-    judge = session.actor("judge")
-    name = ray.get(judge.name.remote())
+    name = session.ask("judge", "name", limit="answer")
     results = []
     with session.console.stage("judge", len(items)) as bar:
         for part in _chunks(items):
-            results += scored(part, ray.get(judge.judge.remote(part)), name)
+            results += scored(part, session.ask("judge", "judge", part, limit="judge"), name)
             bar.advance(len(part))
     failures = [result.failure for result in results if result.failure is not None]
     if len(failures) == len(results):
@@ -190,12 +188,17 @@ def score_rows(
     session: Session, spec: TrainSpec, rows: Sequence[Row], title: str
 ) -> list[list[float]]:
     """Log-probabilities of every row's target tokens under the model of `spec`."""
-    actor = session.actor("reference")
     result: list[list[float]] = []
     with session.console.stage(title, len(rows)) as bar:
-        ray.get(actor.load.remote(spec))
+        session.ask("reference", "load", spec, limit="load")
         for part in _chunks(rows):
-            arrays = ray.get(actor.score_rows.remote(part, batch_size=spec.micro_batch_size))
+            arrays = session.ask(
+                "reference",
+                "score_rows",
+                part,
+                limit="logprobs",
+                batch_size=spec.micro_batch_size,
+            )
             result += [[float(value) for value in array] for array in arrays]
             bar.advance(len(part))
     session.unload("reference")

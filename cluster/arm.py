@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.ledger import Ledger
+from cluster.process import write_whole
 from cluster.session import Clock
 from trainers.comparison import MethodResult
 from trainers.ledger import PHASES
@@ -30,12 +33,29 @@ class Arm:
     result: MethodResult = field(default_factory=MethodResult)
     ledger: Ledger | None = None
     round: int = 0
+    version: int = 0
+    """Of the weights that the rollout engine was given last; 0: those of its folder."""
+    judge_dirs: tuple[str, ...] = ()
+    """Model folders of the judge."""
+
+    def _announce(self, phase: str) -> None:
+        """`phase.json`: what the run does now, for whoever looks at it from outside."""
+        if self.folder.is_dir():
+            now = {"arm": self.name, "round": self.round, "phase": phase, "since": time.time()}
+            write_whole(self.folder / "phase.json", json.dumps(now) + "\n")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase; one of `trainers.ledger.PHASES` is entered in the memory ledger, too."""
+        self._announce(name)
         with self.clock.phase(name):
             yield
         if self.ledger is not None and name in PHASES:
             with self.clock.phase("ledger"):
                 self.ledger.end_phase(self.round, name)
+
+    def stopped(self, reason: str) -> None:
+        """The run cannot go on: keep why, and what the ledger has up to here."""
+        self.result.failure = reason
+        if self.ledger is not None:
+            self.result.memory = self.ledger.summary(self.result.memory)

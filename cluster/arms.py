@@ -56,7 +56,7 @@ scores drawn by chance instead of the judge: the floor; and pairs that are made 
 DEFAULT_ARMS = ("ppo", "dpo", "nsft", "sft", "random")
 RESERVED = ("base", "honest", "images")
 """Names that the run folder and the report use for something else."""
-SHARED = ("name", "output", "seed", "model", "data", "eval", "num_threads")
+SHARED = ("name", "output", "seed", "model", "data", "eval", "placement", "num_threads")
 """Settings of a run that an arm cannot have of its own: where the comparison would no longer be on
 equal prompts, from one base, against one truth."""
 

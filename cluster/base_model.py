@@ -22,8 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
-
 import rewards.critique
 import rewards.drawn_pairs
 import trainers.data.drawn_model
@@ -34,7 +32,9 @@ from actors.engine import EngineSpec
 from actors.reward import CritiqueJudge, evaluator_turns
 from actors.streams import CritiquePairs, CritiqueRewardObjective, DrawnConversations
 from actors.train_spec import TrainSpec
-from cluster.session import Session, TrainGroup
+from cluster.group import TrainGroup
+from cluster.home import home
+from cluster.session import Session
 from rewards.base import known_item
 from rewards.critique import CRITIQUE_REQUEST
 from rewards.drawn_pairs import CRITIQUE_MIXTURE, PreferenceExample, preference_examples
@@ -118,8 +118,8 @@ class BuiltinModels:
 
 
 def cache_root() -> Path:
-    """`QUARTET_CACHE`, or `.cache/quartet` in the working directory."""
-    return Path(os.environ.get("QUARTET_CACHE", ".cache/quartet")).resolve()
+    """`QUARTET_CACHE`, or `.cache/quartet` in the working directory (`cluster.home`)."""
+    return Path(os.environ.get("QUARTET_CACHE") or home() / ".cache/quartet").resolve()
 
 
 def is_cached(recipe: WorldRecipe) -> bool:
@@ -181,11 +181,11 @@ def _build(session: Session, recipe: WorldRecipe, folder: Path) -> None:
                 frozen=("vision",) if name == "honest" else (),
                 muon_ratio=base.muon_scale if name == "honest" else None,
             )
-            ray.get(ranks.call("load", spec))
+            ranks.ask("load", spec, limit="load")
             stream = DrawnConversations(phase, base.seed, biased=name == "base")
             objective = SFT(SFTConfig())
             run_stream(session, f"train {name} model", ranks, stream, objective, _one_phase(phase))
-            ray.get(ranks.call("save", str(folder / name)))
+            ranks.ask("save", str(folder / name), limit="save")
         examples = _judge_examples(session, recipe.judge, folder, store)
         _train_judge(session, recipe.judge, ranks, folder, store, examples[0], base.betas)
     shutil.rmtree(folder / "initial")
@@ -216,13 +216,13 @@ def run_stream(
     optimisation: Optimisation,
 ) -> None:
     """Take all of a schedule's steps on the stream's minibatches, with progress."""
-    ray.get(ranks.call("open_stream", stream))
+    ranks.ask("open_stream", stream, limit="load")
     steps = optimisation.total_steps or 0
     with session.console.stage(title, total=steps) as bar:
         done = 0
         while done < steps:
             number = min(20, steps - done)
-            metrics = ray.get(ranks.call("train_stream", number, objective, optimisation))[0]
+            metrics = ranks.ask("train_stream", number, objective, optimisation, limit="train")[0]
             done += number
             bar.advance(number, note=f"loss {metrics['loss']:.3f}")
 
@@ -244,10 +244,15 @@ def _judge_examples(
             )
         )
         samples += scene_samples(20_000 + recipe.seed, recipe.num_held_out, put)
-        rollouts, _ = ray.get(
-            session.actor("rollout").generate.remote(
-                samples, num_rollouts_per_prompt=1, temperature=1.0, max_tokens=64, seed=recipe.seed
-            )
+        rollouts, _ = session.ask(
+            "rollout",
+            "generate",
+            samples,
+            limit="generate",
+            num_rollouts_per_prompt=1,
+            temperature=1.0,
+            max_tokens=64,
+            seed=recipe.seed,
         )
         texts: dict[str, list[str]] = {sample.id: [] for sample in samples}
         for rollout in rollouts:
@@ -275,7 +280,7 @@ def _train_judge(
         betas=betas,
         frozen=("vision",),
     )
-    ray.get(ranks.call("load", spec))
+    ranks.ask("load", spec, limit="load")
     stream = CritiquePairs(
         examples, recipe.request, recipe.batch_size, recipe.seed, recipe.critique_dropout
     )
@@ -292,19 +297,18 @@ def _train_judge(
         "request": recipe.request,
         "max_critique_tokens": recipe.max_critique_tokens,
     }
-    ray.get(ranks.call("save", str(folder / "judge"), settings))
+    ranks.ask("save", str(folder / "judge"), settings, limit="save")
 
 
 def pair_accuracy(
     session: Session, request: str, examples: Sequence[PreferenceExample]
 ) -> dict[str, float]:
     """Share of held-out pairs ordered rightly, by where the critique comes from."""
-    judge = session.actor("judge")
     sides = [(e.chosen, e.chosen_critique) for e in examples]
     sides += [(e.rejected, e.rejected_critique) for e in examples]
     samples = [e.sample for e in examples] * 2
     items = [known_item(sample, text) for sample, (text, _) in zip(samples, sides, strict=True)]
-    judged = ray.get(judge.judge.remote(items))
+    judged = session.ask("judge", "judge", items, limit="judge")
 
     def rows(given: bool) -> list[Row]:
         return [
@@ -320,8 +324,8 @@ def pair_accuracy(
 
     scores = {
         "generated": [j.score if j.score is not None else float("nan") for j in judged],
-        "no_critique": ray.get(judge.call.remote("score", rows(False))),
-        "ground_truth_critique": ray.get(judge.call.remote("score", rows(True))),
+        "no_critique": session.ask("judge", "call", "score", rows(False), limit="judge"),
+        "ground_truth_critique": session.ask("judge", "call", "score", rows(True), limit="judge"),
     }
     number = len(examples)
     kinds = sorted({e.sample.kind for e in examples})

@@ -149,7 +149,7 @@ def _cell(
         )
     if not torch.distributed.is_initialized():
         connected = TrainActor()
-        connected.connect("127.0.0.1", connected.address()[1])
+        connected.connect(*connected.address())
     model.build(torch.bfloat16 if load.bf16 else torch.float32)
     measured: Copies = {}
     host: Copies = {}

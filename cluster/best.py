@@ -6,13 +6,16 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from actors.weight_sync import make_buckets
 from cluster.arm import Arm
-from cluster.residency import at_work, awake
+from cluster.residency import at_work
 from cluster.session import Session
+from cluster.sync import give_weights
+from trainers.data.errors import UserError
 
 HIGHER_IS_BETTER = {"chair_i": False, "chair_s": False, "recall": True}
 
@@ -20,8 +23,8 @@ HIGHER_IS_BETTER = {"chair_i": False, "chair_s": False, "recall": True}
 class BestRound:
     """The best round's model, in `best/round_000003` of the arm's folder while rounds pass.
 
-    A folder appears under its name when it is complete, and only then the older one goes, so that
-    a run which is killed leaves the best model of its finished rounds.
+    A folder appears under its name when it is complete, and the older one goes after the next
+    checkpoint, so that a run which is killed leaves the best model of its finished rounds.
     """
 
     def __init__(self, arm: Arm, metric: str):
@@ -43,14 +46,37 @@ class BestRound:
         value = metrics.get(self.metric)
         if not self.is_better(value):
             return
-        unfinished, older = self.folder / ".unfinished", self.path
+        unfinished = self.folder / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         save_policy(session, arm, unfinished)
-        self.path = self.folder / f"round_{number:06d}"
+        self.path = self._folder_of(number)
+        shutil.rmtree(self.path, ignore_errors=True)  # of a run that was killed
         unfinished.rename(self.path)
-        if older is not None:
-            shutil.rmtree(older)
         self.value, arm.result.best_round = value, number
+
+    def keep_only(self, rounds: set[int]) -> None:
+        """Remove the models of all rounds but the best and `rounds`, which a run may go on from."""
+        kept = {self._folder_of(number) for number in rounds} | {self.path}
+        for path in self.folder.glob("round_*"):
+            if path not in kept:
+                shutil.rmtree(path)
+
+    def go_on(self, number: int, value: float) -> None:
+        """As if round `number` had been offered; its model is still there.
+
+        Raises:
+            UserError: it is not.
+        """
+        self.path, self.value = self._folder_of(number), value
+        final = self.folder.parent / "final"
+        if not self.path.is_dir() and final.is_dir():  # the run had ended, and made it that
+            self.folder.mkdir(exist_ok=True)
+            final.rename(self.path)
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: the best round's model is missing; restore it")
+
+    def _folder_of(self, number: int) -> Path:
+        return self.folder / f"round_{number:06d}"
 
     def restore(self, session: Session, arm: Arm, target: Path) -> None:
         """Make the kept model `target`, and give its weights to the rollout engine."""
@@ -59,14 +85,16 @@ class BestRound:
         assert self.path is not None
         self.path.rename(target)
         shutil.rmtree(self.folder)
-        tensors = load_file(target / "model.safetensors")
         size = arm.config.train.bucket_mib * 2**20
-        buckets = ray.put(make_buckets(tensors.items(), size))
-        with awake(session, arm, "rollout"):
-            ray.get(session.actor("rollout").update_weights.remote(buckets))
+
+        def kept() -> Any:
+            tensors = load_file(target / "model.safetensors")
+            return ray.put(make_buckets(tensors.items(), size))
+
+        give_weights(session, arm, kept, (arm.result.best_round or 0) + 1)
 
 
 def save_policy(session: Session, arm: Arm, folder: Path) -> None:
     """Write the policy as a Hugging Face folder."""
     with at_work(session, arm, "policy"):
-        ray.get(session.trainer("policy").call("save", str(folder)))
+        session.trainer("policy").ask("save", str(folder), limit="save")

@@ -1,6 +1,7 @@
 """`quartet`: the command line. Every verb is a plain function; heavy imports wait for the verb.
 
-Exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted.
+Exit codes: 0 done, or stopped by SIGTERM in order; 1 the run stopped or failed; 2 bad input,
+nothing was written; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,31 +14,20 @@ from typing import Any
 
 from cluster import eval_options
 from cluster.data_options import add_options as add_data_options
+from cluster.method_names import COMPARED, METHOD_NAMES
 from cluster.offline import go_offline
-from cluster.planner.options import EPILOG, add_options
+from cluster.planner import options as planner_options
+from cluster.preemption import Preempted
+from cluster.submit_options import DESCRIPTION as SUBMIT
+from cluster.submit_options import EPILOG as SUBMIT_EPILOG
+from cluster.submit_options import add_submit_options
 from trainers.data.errors import UserError
 
-METHOD_NAMES = (
-    "ppo",
-    "grpo",
-    "dpo",
-    "simpo",
-    "rpo",
-    "selm",
-    "nsft",
-    "sft",
-    "rejection",
-    "reward_weighted",
-    "steerlm",
-    "povid",
-    "sapo",
-)
-COMPARED = ("ppo", "dpo", "nsft", "sft")
-"""What `bench` measures unless told otherwise."""
 OVERRIDES = """
 any setting, as it stands in config.yaml: --rollout.num_prompts 64 --rounds 3 --seed 1
 exit codes: 0 done; 1 the run stopped or failed; 2 bad input, nothing was written; 130 interrupted
 """
+RESUME = "go on with the run in this folder after its latest checkpoint (docs/resume.md)"
 COMPARE = """
 arms:
   --arms [ppo,dpo]                  known ones: every method, and random (DPO by chance)
@@ -67,6 +57,7 @@ examples of each: examples/recipes
 """
 
 
+DEBUG = "all in this process, for breakpoint() and pdb; slower"
 REWARD = """
 quartet reward train pairs.jsonl --model VLM --output MODEL    settings: --epochs 1 --request TEXT
 quartet reward score answers.jsonl --judge MODEL --output scores.jsonl
@@ -104,11 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--rebuild-base", action="store_true", help="train the built-in models anew"
     )
     compare.add_argument("--only-base", action="store_true", help="stop after the built-in models")
+    compare.add_argument("--resume", metavar="RUN", help=RESUME)
 
     train = verb(
         "train", "one method, on your model and data or on the built-in task", TRAIN + OVERRIDES
     )
-    train.add_argument("method", choices=METHOD_NAMES)
+    train.add_argument("method", nargs="?", choices=METHOD_NAMES)
+    train.add_argument("--resume", metavar="RUN", help=RESUME)
     train.add_argument("--config", help="YAML with any of the settings")
     train.add_argument("--model", help="Hugging Face VLM folder (default: the built-in base)")
     train.add_argument(
@@ -120,10 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
         "and so on (docs/judges.md)",
     )
 
+    train.add_argument("--debug", action="store_true", help=DEBUG)
+
     replay = verb("replay", "train from a run's recorded rollouts, without generating", OVERRIDES)
     replay.add_argument("run", help="folder of a run (or of one arm of a comparison)")
     replay.add_argument("--method", required=True, choices=METHOD_NAMES)
     replay.add_argument("--judge", help="judge the recorded responses anew with this judge")
+
+    replay.add_argument("--debug", action="store_true", help=DEBUG)
 
     synthesize = verb(
         "synthesize",
@@ -153,8 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
     reward.add_argument("--max-model-len", type=_count, default=384)
     reward.add_argument("--json", action="store_true", help="bench: print JSON only")
 
-    plan = verb("plan", "what a method needs on which GPUs, before anything is rented", EPILOG)
-    add_options(plan, METHOD_NAMES)
+    plan = verb(
+        "plan",
+        "what a method needs on which GPUs, before anything is rented",
+        planner_options.EPILOG,
+    )
+    planner_options.add_options(plan, METHOD_NAMES)
 
     bench = verb("bench", "what each method's training step really holds, next to the plan")
     bench.add_argument("what", choices=("memory",))
@@ -182,6 +183,13 @@ def build_parser() -> argparse.ArgumentParser:
     report = verb("report", "write report.html of a run again")
     report.add_argument("run", help="run folder")
 
+    table = verb("table", "several comparisons as one Markdown table, over seeds")
+    table.add_argument("runs", nargs="+", help="folders of `quartet compare`, of any seeds")
+    table.add_argument("--orderings", help="YAML: what is claimed of two arms, to be decided")
+    table.add_argument("--output", help="Markdown file to write (default: standard output)")
+
+    add_submit_options(verb("submit", SUBMIT, SUBMIT_EPILOG))
+
     verb("doctor", "check this machine and environment")
     return parser
 
@@ -196,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"quartet: {error}", file=sys.stderr)
         return 2
+    except Preempted as stop:
+        print(f"quartet: {stop}", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("quartet: interrupted; what was finished is in the run folder", file=sys.stderr)
         return 130
@@ -248,6 +259,11 @@ def _compare(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.config import QUICK, CompareConfig
     from cluster.config_text import validate
 
+    if arguments.resume is not None:
+        from cluster.resume import resume_compare
+
+        _only_resume(arguments, ("config", "quick", "rebuild_base", "only_base"))
+        return resume_compare(Path(arguments.resume).resolve(), _settings({}, None, extra))
     defaults = {"arms": DEFAULT_ARMS, **(QUICK if arguments.quick else {})}
     values = _settings(defaults, arguments.config, extra)
     config = validate(CompareConfig, values, arguments.config or "compare")
@@ -260,6 +276,13 @@ def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.config import RunConfig
     from cluster.config_text import set_key, validate
 
+    if arguments.resume is not None:
+        from cluster.resume import resume_train
+
+        _only_resume(arguments, ("method", "config", "model", "data", "judge"))
+        return resume_train(Path(arguments.resume).resolve(), _settings({}, None, extra))
+    if arguments.method is None:
+        raise UserError(f"train: give a method, one of {', '.join(METHOD_NAMES)}, or --resume RUN")
     values = _settings({}, arguments.config, extra)
     method = values.get("method") or {}
     if not isinstance(method, dict) or method.get("name", arguments.method) != arguments.method:
@@ -277,7 +300,15 @@ def _train(arguments: argparse.Namespace, extra: list[str]) -> int:
     config = validate(RunConfig, values, arguments.config or "train")
     from cluster.run import train
 
-    return train(config)
+    return train(config, debug=arguments.debug)
+
+
+def _only_resume(arguments: argparse.Namespace, others: Sequence[str]) -> None:
+    """Refuse what a resumed run has already."""
+    for name in others:
+        if getattr(arguments, name):
+            word = name if name == "method" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{word}: a resumed run keeps its settings; leave it out")
 
 
 def _synthesize(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -302,7 +333,8 @@ def _replay(arguments: argparse.Namespace, extra: list[str]) -> int:
     from cluster.replay import replay
 
     values = _settings({}, None, extra)
-    return replay(Path(arguments.run), arguments.method, arguments.judge, values)
+    run = Path(arguments.run)
+    return replay(run, arguments.method, arguments.judge, values, debug=arguments.debug)
 
 
 def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -328,7 +360,15 @@ def _eval(arguments: argparse.Namespace, extra: list[str]) -> int:
     return evaluate_model(config, request.scenes, as_json=request.as_json)
 
 
-def _plan(arguments: argparse.Namespace, _: list[str]) -> int:
+def _plan(arguments: argparse.Namespace, extra: list[str]) -> int:
+    if arguments.placement:
+        from cluster.placement_show import run as show_placement
+
+        return show_placement(arguments, extra)
+    if extra or arguments.config:
+        raise UserError(f"plan: {extra[0] if extra else '--config'} needs --placement")
+    if arguments.model is None:
+        raise UserError("plan: --model is missing: a preset's name, or a folder with a config.json")
     from cluster.planner.show import run
 
     return run(arguments)
@@ -379,6 +419,19 @@ def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _table(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.seeds import table
+
+    output = arguments.output and Path(arguments.output)
+    return table([Path(run) for run in arguments.runs], arguments.orderings, output)
+
+
+def _submit(arguments: argparse.Namespace, _: list[str]) -> int:
+    from cluster.submit import run
+
+    return run(arguments)
+
+
 def _doctor(*_: object) -> int:
     from cluster.doctor import run
 
@@ -396,13 +449,15 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "reward": _reward,
     "data": _data,
     "report": _report,
+    "table": _table,
+    "submit": _submit,
     "doctor": _doctor,
 }
 HELP = ("--help",)
 CONFIGURABLE = {
-    "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base"),
-    "train": (*HELP, "--config", "--model", "--data", "--judge"),
-    "replay": (*HELP, "--method", "--judge"),
+    "compare": (*HELP, "--config", "--quick", "--rebuild-base", "--only-base", "--resume"),
+    "train": (*HELP, "--config", "--model", "--data", "--judge", "--resume", "--debug"),
+    "replay": (*HELP, "--method", "--judge", "--debug"),
     "reward": (
         *HELP,
         "--model",
@@ -413,6 +468,7 @@ CONFIGURABLE = {
         "--json",
     ),
     "eval": (*HELP, *eval_options.OWN),
+    "plan": (*HELP, *planner_options.OWN),
     "synthesize": (*HELP, "--config", "--model", "--data", "--judge"),
 }
 """Verbs that take settings, with the options that are their own."""

@@ -18,18 +18,25 @@ from actors.engine import EngineSpec
 from cluster import base_model, judge_check, judges
 from cluster.arm import Arm
 from cluster.base_model import BuiltinModels, WorldRecipe
+from cluster.batches import describe_batches
+from cluster.compare_resume import Finished, read_finished, write_captions
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import to_yaml
 from cluster.console import Console
-from cluster.driver import run_arm, sync
+from cluster.driver import run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
+from cluster.home import home
 from cluster.negatives import rollout_source
+from cluster.placement_config import demand
+from cluster.placement_text import lines
+from cluster.preemption import Preempted, preemptible
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
+from cluster.sync import sync
 from cluster.writer import load_writer
-from trainers.comparison import Comparison, CurvePoint, Evaluated, save
+from trainers.comparison import Comparison, CurvePoint, Evaluated, save, write_atomic
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.gallery import Gallery, gallery_item
@@ -64,9 +71,15 @@ class CompareRun:
     """The base on the scenes of the curves: round 0 of every arm."""
 
 
-def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: bool = False) -> int:
+def compare(
+    config: CompareConfig,
+    *,
+    rebuild_base: bool = False,
+    only_base: bool = False,
+    resumed: Path | None = None,
+) -> int:
     """Run all arms and write `compare.json`, `gallery.json` and `report.html`. 0, or 1 if an arm
-    had to stop.
+    had to stop. In the folder of a `resumed` comparison what is finished stays.
 
     What is finished is on disk after every arm, so that an interrupted comparison can be read.
     """
@@ -75,13 +88,19 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
     for arm in arms.values():
         if arm.judge is not None:
             judges.check_judge(arm.judge, sleep=arm.rollout.sleep)
-    folder = run_folder(config.output, config.name or "compare")
+    folder = resumed or run_folder(config.output, config.name or "compare")
+    if not only_base:
+        write_atomic(folder / "config.yaml", to_yaml(config))
     with (
         Console(folder / "run.log") as console,
-        reported(console, folder),
+        reported(console, folder, new=resumed is None),
         Session(
-            num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+            num_threads=config.num_threads,
+            console=console,
+            demand=demand(*arms.values()),
+            deadlines=config.deadlines,
         ) as session,
+        preemptible(f"quartet compare --resume {folder}"),
     ):
         console.line(f"run folder: {folder}")
         methods = [make_method(arm.method) for arm in arms.values()]
@@ -96,7 +115,6 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
         models = base_model.ensure(session, recipe, rebuild=rebuild_base)
         if only_base:
             return 0
-        (folder / "config.yaml").write_text(to_yaml(config))
         environment = describe_environment(session)
         (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
         store = ImageStore(folder / "images")
@@ -123,9 +141,11 @@ def compare(config: CompareConfig, *, rebuild_base: bool = False, only_base: boo
             captions={},
         )
         try:
-            evaluate_start(run)
+            earlier = read_finished(folder, config)
+            evaluate_start(run, earlier)
             for name in config.arms:
-                run_one(run, name)
+                if name not in run.comparison.methods:
+                    run_one(run, name)
         finally:
             run.comparison.seconds_total = time.perf_counter() - begun
             finish(run)
@@ -174,14 +194,22 @@ def arm_seconds(config: RunConfig) -> float:
     return each * config.rounds * config.rollout.num_prompts
 
 
-def evaluate_start(run: CompareRun) -> None:
-    """Engine and judge up; the base (where every arm starts) and the honest model (the ceiling)."""
+def evaluate_start(run: CompareRun, earlier: Finished | None) -> None:
+    """Engine and judge up; the base (where every arm starts) and the honest model (the ceiling),
+    unless a resumed comparison has them.
+    """
     session, console = run.session, run.session.console
     config = RunConfig.model_validate({**run.config.shared(), "method": {"name": "sft"}})
     with console.stage("start engines"):
         set_engine(run, config)
         arm = make_arm(run, "honest", config)
         set_judge(run, arm)
+    if earlier is not None:
+        comparison = run.comparison
+        comparison.base, comparison.honest = earlier.base, earlier.honest
+        comparison.methods.update(earlier.methods)
+        run.captions, run.start_point = earlier.captions, earlier.start_point
+        return
     with console.stage("evaluate base model"), awake(session, arm, "rollout"):
         metrics, run.captions["base"] = run.held_out.full(session)
         run.comparison.base = Evaluated(metrics=dict(metrics))
@@ -193,17 +221,20 @@ def evaluate_start(run: CompareRun) -> None:
         with awake(session, arm, "rollout"):
             metrics, run.captions["honest"] = run.held_out.full(session)
         run.comparison.honest = Evaluated(metrics=dict(metrics))
+    write_captions(run.folder, run.captions, run.start_point)
+    save(run.comparison, run.folder / "compare.json")
 
 
 def run_one(run: CompareRun, name: str) -> None:
     """One arm from the base to its evaluation; an arm that must stop says why and is kept."""
     session, console = run.session, run.session.console
     arm = make_arm(run, name, run.config.arm(name))
-    arm.folder.mkdir()
+    arm.folder.mkdir(exist_ok=True)  # a resumed arm has one
     run.comparison.methods[name] = arm.result
     if run.start_point is not None:
         arm.result.curve.append(run.start_point)
     source = rollout_source(session, arm, drawn_prompts(run, arm.config))
+    describe_batches(session, arm)
     try:
         with surfaced(), console.stage(name):
             set_engine(run, arm.config)
@@ -215,27 +246,31 @@ def run_one(run: CompareRun, name: str) -> None:
                 metrics, run.captions[name] = run.held_out.full(session, arm.method.ask)
             arm.result.metrics = dict(metrics)
     except RunStoppedError as error:
-        arm.result.failure = str(error)
+        arm.stopped(str(error))
         console.warn(str(error))
-    except KeyboardInterrupt:
-        arm.result.failure = "interrupted"
+    except (KeyboardInterrupt, Preempted) as stop:
+        by_signal = isinstance(stop, Preempted)
+        arm.result.failure = "stopped by SIGTERM" if by_signal else "interrupted"
         raise
     finally:
+        write_captions(run.folder, run.captions, run.start_point)
         save(run.comparison, run.folder / "compare.json")
 
 
 def make_arm(run: CompareRun, name: str, config: RunConfig) -> Arm:
     """An arm that starts from the base; `name` is its folder's, which is not made yet."""
     base = str(run.models.base)
+    judge = judges.resolve(config.judge, run.models)
     return Arm(
         name=name,
         method=make_method(config.method),
         config=config,
         model_dir=base,
-        critic_dir=judges.critic_folder(judges.resolve(config.judge, run.models), base),
+        critic_dir=judges.critic_folder(judge, base),
         folder=run.folder / name,
         image_root=str(run.store.root),
         clock=Clock(),
+        judge_dirs=judges.folders(judge) if config.negatives.needs_judge else (),
     )
 
 
@@ -282,6 +317,8 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         bf16=config.train.bf16,
         seed=config.seed,
         sleep=config.rollout.sleep,
+        tensor_parallel=config.rollout.tensor_parallel,
+        seeds=config.rollout.seeds,
     )
 
 
@@ -306,7 +343,7 @@ def run_folder(output: str, name: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(100):
         suffix = f"-{attempt}" if attempt else ""
-        folder = Path(output).resolve() / f"{name}-{stamp}{suffix}"
+        folder = (home() / output).resolve() / f"{name}-{stamp}{suffix}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -333,4 +370,5 @@ def describe_environment(session: Session) -> dict[str, Any]:
         "device": f"{int(resources.get('GPU', 0))} GPU" if resources.get("GPU") else "CPU",
         "cores": os.cpu_count(),
         "threads_per_actor": session.num_threads,
+        "placement": lines(session.plan, session.reservation.ids),
     }

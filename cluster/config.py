@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cluster.arms import DEFAULT_ARMS, expand_arms
+from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
+from cluster.deadlines import DeadlinesConfig
+from cluster.placement_config import PlacementConfig, agree
 from rewards.config import JudgeCheckConfig, JudgeConfig
 from trainers.config import (
     METHODS,
@@ -24,9 +27,6 @@ from trainers.data.formats.names import FormatName
 from trainers.data.records import Source
 from trainers.roles import CriticMode, ReferenceMode
 
-COMPARED = ("ppo", "dpo", "nsft", "sft")
-"""The methods of the built-in comparison, which a plan for `all` shows."""
-
 NAME = r"^[\w.+-]*$"
 """Of a run: part of a folder's name."""
 
@@ -37,6 +37,13 @@ class RolloutConfig(Settings):
     num_prompts: int = Field(default=96, ge=1)
     """Prompts per round."""
     num_rollouts_per_prompt: int = Field(default=4, ge=1)
+    num_engines: int = Field(default=1, ge=1)
+    """Rollout engines; each answers its part of the prompts."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of one engine, all on one node."""
+    seeds: Literal["call", "answer"] = "call"
+    """`answer`: chance is drawn for each answer by itself, so that the same answers come whatever
+    the number of engines; slower."""
     temperature: float = Field(default=1.0, gt=0, le=2)
     """At most 2, as vLLM allows."""
     max_tokens: int = Field(default=64, ge=1)
@@ -96,6 +103,8 @@ class TrainConfig(Settings):
     in time."""
     bucket_mib: int = Field(default=256, ge=1)
     """Largest message of a weight sync."""
+    checksum_every: int = Field(default=4, ge=1)
+    """Every so many rounds the buckets of a sync carry checksums; the run's first sync does."""
     parity_tolerance: float = Field(default=1e-4, gt=0)
     """Largest mean |rollout logprob - trainer logprob| after a sync; above it the run stops."""
     parity_rollouts: int = Field(default=16, ge=1)
@@ -304,11 +313,19 @@ class RunConfig(Settings):
     method: Annotated[MethodConfig, Field(discriminator="name")]
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
+    placement: PlacementConfig = PlacementConfig()
     negatives: NegativesConfig = NegativesConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads per actor; by default as many as there are cores."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _placement_agrees(cls, values: Any) -> Any:
+        return agree(values)
 
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:
@@ -394,8 +411,16 @@ class CompareConfig(Settings):
     judge_check: JudgeCheckConfig = JudgeCheckConfig()
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
+    placement: PlacementConfig = PlacementConfig()
     eval: EvalConfig = EvalConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     num_threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _placement_agrees(cls, values: Any) -> Any:
+        return agree(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -420,12 +445,15 @@ class CompareConfig(Settings):
 
     @model_validator(mode="after")
     def _arms_can_run(self) -> Self:
+        same = ("train.num_ranks", "rollout.num_engines", "rollout.tensor_parallel")
         for name in self.arms:
-            if self.arm(name).train.num_ranks != self.train.num_ranks:
-                raise UserError(
-                    f"arms.{name}.train.num_ranks: all arms run in the same processes; set "
-                    "train.num_ranks"
-                )
+            arm = self.arm(name)
+            for key in same:
+                group, field = key.split(".")
+                if getattr(getattr(arm, group), field) != getattr(getattr(self, group), field):
+                    raise UserError(
+                        f"arms.{name}.{key}: all arms run in the same processes; set {key}"
+                    )
         return self
 
     def shared(self) -> dict[str, Any]:

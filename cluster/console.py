@@ -56,6 +56,8 @@ class Console:
             soft_wrap=not self.interactive,
         )
         self._log: TextIO | None = None
+        self.folder = Path() if log_path is None else log_path.parent
+        """Of the run: where whatever concerns it is written."""
         if log_path is not None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log = log_path.open("a", encoding="utf-8", buffering=1)
@@ -142,6 +144,10 @@ class Console:
     def warn(self, text: str) -> None:
         """Print one line in red, marked as a warning."""
         self.line(f"warning: {text}", "bold red")
+
+    def log_size(self) -> int:
+        """Bytes in the log file so far; 0 without one."""
+        return 0 if self._log is None else self._log.tell()
 
     def log(self, text: str) -> None:
         """Write to the log file only: what is too long for the terminal."""

@@ -119,7 +119,7 @@ def _metric_cells(metrics: dict[str, float | None]) -> list[str]:
 
 def _cost_cells(arm: MethodResult) -> list[str]:
     """Copies `training/loop`, megabytes of the training copies, seconds and counts."""
-    held = sum(sum(arm.bytes_by_copy.get(copy, {}).values()) for copy in arm.copies_train)
+    held = arm.training_bytes()
     return [
         f"{len(arm.copies_train)}/{len(arm.copies_loop)}",
         f"{held / 1e6:.1f}",

@@ -11,6 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cluster.doctor_cluster import (
+    check_address,
+    check_allocator,
+    check_ports,
+    check_processes,
+    check_token,
+)
+from cluster.doctor_driver import check_driver
 from cluster.machine import (
     SUBPROCESS_SECONDS,
     Check,
@@ -31,7 +39,7 @@ MIN_PYTHON = (3, 11)
 
 
 def checks(cache: Path | None = None) -> list[Check]:
-    """Every check, in the order of the table; takes a few seconds (two Python processes)."""
+    """Every check, in the order of the table; takes about twenty seconds, as it starts Ray."""
     return [
         check_python(),
         *check_pins(),
@@ -39,12 +47,18 @@ def checks(cache: Path | None = None) -> list[Check]:
         check_import("torchvision", "make install (it installs the torchvision hook)"),
         *(check_audio(name) for name in ("torchaudio", "torchcodec")),
         check_gpu(),
+        check_driver(),
         *check_space(cache or Path(".cache")),
         check_memory(),
         check_open_files(),
         check_cores(),
         check_compiler(),
         check_loopback(),
+        check_ports(),
+        check_token(),
+        check_address(),
+        check_allocator(),
+        *check_processes(),
         check_cache(cache or Path(".cache")),
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +11,33 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
+from cluster.accounts import settle
 from cluster.arm import Arm
 from cluster.best import BestRound, save_policy
+from cluster.checkpoints import Checkpoints
 from cluster.conditions import measure_conditions
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
-from cluster.residency import at_work, awake, load_reference, measure_memory, place, wake_all
+from cluster.preemption import Preempted, finishing
+from cluster.residency import (
+    at_work,
+    awake,
+    forget_requests,
+    load_reference,
+    measure_memory,
+    place,
+    wake_all,
+)
+from cluster.rollback import with_rollback
+from cluster.round_report import report_round
 from cluster.session import Session
-from cluster.writer import writer_folder
-from rewards.base import JudgeItem, Judgement, component_means, scored
+from cluster.sync import check_parity, refresh_reference, require_version, sync
+from cluster.text_model import writer_folder
+from rewards.base import JudgeItem, Judgement, scored
 from trainers.batch import Row
-from trainers.comparison import CurvePoint, PhaseSpan
+from trainers.comparison import PhaseSpan
 from trainers.data.record_file import RecordWriter
-from trainers.data.records import BY_SOURCE, Record, Rollout, Sample, ScoredRollout
+from trainers.data.records import Record, Rollout, Sample, ScoredRollout
 from trainers.roles import (
     Role,
     copies_in_loop,
@@ -61,16 +74,18 @@ class OnlineRollouts:
         config, arm = self.arm.config, self.arm
         samples = self.prompts.round(number)
         with arm.phase("generate"), awake(self.session, arm, "rollout"):
-            rollouts, dropped = ray.get(
-                self.session.actor("rollout").generate.remote(
-                    [arm.method.ask(sample) for sample in samples],
-                    num_rollouts_per_prompt=config.rollout.num_rollouts_per_prompt,
-                    temperature=config.rollout.temperature,
-                    max_tokens=config.rollout.max_tokens,
-                    seed=config.seed * 1000 + number,
-                    prefix=f"r{number}/",
-                )
+            rollouts, dropped = self.session.ask(
+                "rollout",
+                "generate",
+                [arm.method.ask(sample) for sample in samples],
+                limit="generate",
+                num_rollouts_per_prompt=config.rollout.num_rollouts_per_prompt,
+                temperature=config.rollout.temperature,
+                max_tokens=config.rollout.max_tokens,
+                seed=config.seed * 1000 + number,
+                prefix=f"r{number}/",
             )
+        require_version(arm, rollouts)
         for item in dropped:
             count(arm.result.dropped, f"prompt: {item.reason}")
         by_id = {sample.id: sample for sample in samples}
@@ -78,13 +93,15 @@ class OnlineRollouts:
             judged = self._judge(by_id, rollouts)
         arm.result.rollouts += len(rollouts)
         arm.result.judge_calls += len(judged)
+        each = config.rollout.num_rollouts_per_prompt
+        settle(arm.result.account, len(samples) * each, judged, len(dropped) * each)
         with arm.phase("record"):
             write_round(arm.folder, number, samples, judged)
         failures = [item.failure for item in judged if item.failure is not None]
         for reason in failures:
             count(arm.result.dropped, reason)
-        bad = len(failures) + len(dropped) * config.rollout.num_rollouts_per_prompt
-        total = len(samples) * config.rollout.num_rollouts_per_prompt
+        bad = len(failures) + len(dropped) * each
+        total = len(samples) * each
         require_usable(arm, number, bad, total, [*failures, *(item.reason for item in dropped)])
         return by_id, judged
 
@@ -93,14 +110,14 @@ class OnlineRollouts:
     ) -> list[ScoredRollout]:
         items = [JudgeItem(sample=samples[r.sample_id], rollout=r) for r in rollouts]
         judgements = ask_judge(self.session, self.arm, items)
-        self.arm.result.judge = ray.get(self.session.actor("judge").name.remote())
+        self.arm.result.judge = self.session.ask("judge", "name", limit="answer")
         return scored(items, judgements, self.arm.result.judge)
 
 
 def ask_judge(session: Session, arm: Arm, items: Sequence[JudgeItem]) -> list[Judgement]:
     """One judgement per item, in order."""
     with at_work(session, arm, "judge"), awake(session, arm, "judge"):
-        return list(ray.get(session.actor("judge").judge.remote(items)))
+        return list(session.ask("judge", "judge", items, limit="judge"))
 
 
 def require_usable(arm: Arm, number: int, bad: int, total: int, reasons: Sequence[str]) -> None:
@@ -127,8 +144,28 @@ def run_arm(
 
     Without `online` (a replay) there is no engine to sync, to check or to evaluate with.
     """
+    with_rollback(session, arm, lambda: _run_arm(session, arm, source, evaluate, online=online))
+
+
+def _run_arm(
+    session: Session,
+    arm: Arm,
+    source: RolloutSource,
+    evaluate: EvaluateRound | None,
+    *,
+    online: bool,
+) -> None:
     with session.console.stage(f"{arm.name} load copies"):
         place(session, arm)
+    rng = random.Random(arm.config.seed)
+    metric = arm.config.eval.keep_best
+    best = BestRound(arm, metric) if metric is not None and evaluate is not None else None
+    checkpoints = Checkpoints(session, arm, rng, best, online=online)
+    finished = arm.round = checkpoints.restore()
+    if finished:
+        session.console.line(f"{arm.name}: goes on after round {finished}")
+        if arm.method.refresh_rate == 1:  # an average was read from the checkpoint
+            refresh_copies(session, arm)
     result = arm.result
     result.method = arm.method.name
     result.copies_train = list(copies_in_training(arm.method.copies))
@@ -144,18 +181,49 @@ def run_arm(
         with arm.phase("sync"):
             sync(session, arm)
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
-    rng = random.Random(arm.config.seed)
-    metric = arm.config.eval.keep_best
-    best = BestRound(arm, metric) if metric is not None and evaluate is not None else None
-    for number in range(1, arm.config.rounds + 1):
-        begun = time.perf_counter()
-        arm.round = number
-        title = f"{arm.name} round {number}/{arm.config.rounds}"
-        with session.console.stage(title, total=4) as bar:
-            bar.advance(0, "generate and judge")
-            samples, judged = source.collect(number)
+    session.traffic.take()  # what loading took is no round's
+    try:
+        for number in range(finished + 1, arm.config.rounds + 1):
+            run_round(session, arm, source, evaluate, checkpoints, number, online=online)
+    except Preempted:
+        checkpoints.write()
+        raise
+    if best is not None and best.path is not None:
+        best.restore(session, arm, arm.folder / "final")
+    else:
+        save_policy(session, arm, arm.folder / "final")
+    wake_all(session, arm)
+    result.bytes_by_copy = measure_memory(session, arm)
+    result.conditions = measure_conditions(session, arm)
+    result.memory = arm.ledger.summary(result.memory)
+    result.core_seconds = arm.ledger.core_seconds()
+    result.seconds_by_phase = arm.clock.seconds()
+    result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
+
+
+def run_round(
+    session: Session,
+    arm: Arm,
+    source: RolloutSource,
+    evaluate: EvaluateRound | None,
+    checkpoints: Checkpoints,
+    number: int,
+    *,
+    online: bool,
+) -> None:
+    """Collect, train, sync and evaluate once; the checkpoint, if one is due, is the round's end."""
+    begun = time.perf_counter()
+    arm.round = number
+    title = f"{arm.name} round {number}/{arm.config.rounds}"
+    with session.console.stage(title, total=4) as bar:
+        bar.advance(0, "generate and judge")
+        if online:
+            forget_requests(session)
+        samples, judged = source.collect(number)
+        with finishing():
+            checkpoints.training_begins()
             bar.advance(1, "train")
-            metrics = train_round(session, arm, samples, judged, rng, number)
+            metrics = train_round(session, arm, samples, judged, checkpoints.rng, number)
             bar.advance(1, "sync weights")
             parity = None
             if online:
@@ -167,21 +235,12 @@ def run_arm(
             if evaluate is not None:
                 with arm.phase("evaluate"), awake(session, arm, "rollout"):
                     metrics |= evaluate()
-                if best is not None:
-                    best.offer(session, arm, number, metrics)
+                if checkpoints.best is not None:
+                    checkpoints.best.offer(session, arm, number, metrics)
             bar.advance(1)
-        seconds = time.perf_counter() - begun
-        report_round(session, arm, number, samples, judged, metrics, parity, seconds)
-    if best is not None and best.path is not None:
-        best.restore(session, arm, arm.folder / "final")
-    else:
-        save_policy(session, arm, arm.folder / "final")
-    wake_all(session, arm)
-    result.bytes_by_copy = measure_memory(session, arm)
-    result.conditions = measure_conditions(session, arm)
-    result.memory = arm.ledger.summary(result.memory)
-    result.seconds_by_phase = arm.clock.seconds()
-    result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
+            seconds = time.perf_counter() - begun
+            report_round(session, arm, number, samples, judged, metrics, parity, seconds)
+            checkpoints.round_done(number)
 
 
 def train_round(
@@ -210,14 +269,17 @@ def train_round(
     metrics |= method.prepare(selection.groups)
     with arm.phase("train"):
         metrics |= train_copies(session, arm, selection.groups, number)
-    resident = resident_in_training(method.copies, arm.config.train.reference)
-    if stale := [role for role in method.refreshed if role in resident]:
-        with arm.phase("refresh"):
-            buckets = policy_buckets(session, arm)
-            for role in stale:
-                with at_work(session, arm, role):
-                    ray.get(session.actor(role).refresh.remote(buckets, method.refresh_rate))
+    refresh_copies(session, arm)
     return metrics
+
+
+def refresh_copies(session: Session, arm: Arm) -> None:
+    """Give the policy's weights to the resident copies that follow it."""
+    resident = resident_in_training(arm.method.copies, arm.config.train.reference)
+    if stale := [role for role in arm.method.refreshed if role in resident]:
+        with arm.phase("refresh"):
+            for role in stale:
+                refresh_reference(session, arm, role, arm.method.refresh_rate)
 
 
 def attach_signals(session: Session, arm: Arm, rows: Sequence[Row]) -> None:
@@ -245,11 +307,11 @@ def score(session: Session, arm: Arm, role: Role, rows: Sequence[Row]) -> list[n
     values: list[np.ndarray]
     if source == "passing_copy":
         load_reference(session, arm)
-        values = ray.get(session.actor("reference").score_rows.remote(rows))
+        values = session.ask("reference", "score_rows", rows, limit="logprobs")
         session.unload("reference")
     else:
         with at_work(session, arm, "reference"):
-            values = ray.get(session.actor("reference").score_rows.remote(rows))
+            values = session.ask("reference", "score_rows", rows, limit="logprobs")
     return values
 
 
@@ -264,14 +326,15 @@ def train_copies(
         arm.ledger.count_objects(arm.round)
     roles = arm.method.trained
     train = arm.config.train
-    in_turn = train.time_slice or train.critic == "shared_base"
+    sliced = train.time_slice and any(session.shares(role) for role in roles)
+    in_turn = sliced or train.critic == "shared_base"
     turns = [(role,) for role in roles] if in_turn else [roles]
     metrics: dict[str, float] = {}
     for turn in turns:
         threads = max(1, session.num_threads // len(turn))
         with at_work(session, arm, *turn):
-            pending = {
-                role: session.trainer(role).call(
+            asked = {
+                role: session.trainer(role).send(
                     "train",
                     stored,
                     arm.method,
@@ -281,9 +344,11 @@ def train_copies(
                 )
                 for role in turn
             }
-            for role, references in pending.items():
+            results = session.wait([each for ranks in asked.values() for each in ranks], "train")
+            for role, ranks in asked.items():
                 prefix = "" if role == "policy" else f"{role}/"
-                metrics |= {prefix + name: value for name, value in ray.get(references)[0].items()}
+                metrics |= {prefix + name: value for name, value in results[0].items()}
+                results = results[len(ranks) :]
     ratio = metrics.get("first/policy/ratio")
     if ratio is not None and abs(ratio - 1.0) > 1e-3:
         raise RunStoppedError(
@@ -291,60 +356,6 @@ def train_copies(
             "and new log-probabilities were computed differently (dropout, dtype or padding)"
         )
     return metrics
-
-
-def policy_buckets(session: Session, arm: Arm) -> Any:
-    """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
-    size = arm.config.train.bucket_mib * 2**20
-    with at_work(session, arm, "policy"):
-        references = session.trainer("policy").call("weight_buckets", size)
-        ray.wait(references, num_returns=len(references))
-    return references[0]
-
-
-def sync(session: Session, arm: Arm) -> None:
-    """Policy -> rollout engine: buckets, checksums, caches reset, version + 1."""
-    buckets = policy_buckets(session, arm)
-    with awake(session, arm, "rollout"):
-        ray.get(session.actor("rollout").update_weights.remote(buckets))
-    if arm.ledger is not None:
-        arm.ledger.count_objects(arm.round)  # while the buckets are still there
-
-
-def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float:
-    """Mean |rollout logprob - trainer logprob| of fresh rollouts; stops the run if too large.
-
-    These probe rollouts are outside the method's budget: nothing is judged or trained on them.
-    """
-    config = arm.config
-    probes = samples[: config.train.parity_rollouts]
-    with awake(session, arm, "rollout"):
-        rollouts, _ = ray.get(
-            session.actor("rollout").generate.remote(
-                probes,
-                num_rollouts_per_prompt=1,
-                temperature=config.rollout.temperature,
-                max_tokens=config.rollout.max_tokens,
-                seed=config.seed,
-                prefix="parity/",
-            )
-        )
-    by_id = {sample.id: sample for sample in probes}
-    rows = [Row.of_response(by_id[r.sample_id], r.token_ids, r.id) for r in rollouts]
-    with at_work(session, arm, "policy"):
-        trained = session.trainer("policy").score_rows(rows)
-    gaps = [
-        np.abs(np.asarray(rollout.logprobs) - values)
-        for rollout, values in zip(rollouts, trained, strict=True)
-    ]
-    mean = float(np.concatenate(gaps).mean())
-    if not mean < config.train.parity_tolerance:
-        raise RunStoppedError(
-            f"{arm.name}: after the weight sync, rollout and trainer log-probabilities differ by "
-            f"{mean:.2e} on average (train.parity_tolerance={config.train.parity_tolerance:g}); "
-            "the engine may hold stale weights or caches, or the dtypes differ"
-        )
-    return mean
 
 
 def write_round(
@@ -365,75 +376,6 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     with RecordWriter(path) as writer:
         for record in records:
             writer.append(record)
-
-
-def report_round(
-    session: Session,
-    arm: Arm,
-    number: int,
-    samples: Mapping[str, Sample],
-    judged: Sequence[ScoredRollout],
-    metrics: dict[str, float],
-    parity: float | None,
-    seconds: float,
-) -> None:
-    """One line on the terminal, one line in metrics.jsonl, one point of the curve."""
-    by_judge = [item for item in judged if item.judge != BY_SOURCE]
-    scores = np.array([item.score for item in by_judge if item.score is not None])
-    metrics = metrics | component_means(judged)
-    point = CurvePoint(
-        round=number,
-        score=float(scores.mean()) if len(scores) else None,
-        score_std=float(scores.std()) if len(scores) else None,
-        kl=metrics.get("objective/kl"),
-        chair_i=metrics.get("chair_i"),
-        chair_s=metrics.get("chair_s"),
-        recall=metrics.get("recall"),
-        response_length=metrics.get("response_length"),
-        loss=metrics.get("loss"),
-        clip_fraction=metrics.get("policy/clipfrac"),
-        explained_variance=metrics.get("val/explained_variance"),
-        pairs=int(metrics["pairs/num"]) if "pairs/num" in metrics else None,
-        rollouts=len(judged),
-        judge_calls=len(by_judge),
-        parity=parity,
-        seconds=seconds,
-        extra=dict(metrics),
-    )
-    arm.result.curve.append(point)
-    line = {"arm": arm.name, **point.model_dump(exclude={"extra"}), **metrics}
-    with (arm.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    shown = {
-        "score": point.score,
-        "score_std": point.score_std,
-        "kl": point.kl,
-        "loss": point.loss,
-        "pairs": point.pairs,
-        "ev": point.explained_variance,
-        "chair_i": point.chair_i,
-        "recall": point.recall,
-        "parity": parity,
-        "seconds": seconds,
-    }
-    if judged:
-        show_sample(session, samples, judged)
-    session.console.round_line(
-        arm.name, number, arm.config.rounds, {k: v for k, v in shown.items() if v is not None}
-    )
-
-
-def show_sample(
-    session: Session, samples: Mapping[str, Sample], judged: Sequence[ScoredRollout]
-) -> None:
-    """The round's worst-judged response, which tells most about policy and judge."""
-    worst = min(judged, key=lambda item: float("-inf") if item.score is None else item.score)
-    session.console.sample(
-        samples[worst.rollout.sample_id].prompt[-1].text,
-        worst.rollout.text,
-        worst.critique.text if worst.critique else None,
-        worst.score if worst.score is not None else worst.failure,
-    )
 
 
 def count(counts: dict[str, int], reason: str) -> None:

@@ -50,10 +50,10 @@ def surfaced() -> Iterator[None]:
 
 
 @contextmanager
-def reported(console: Console, folder: Path) -> Iterator[None]:
+def reported(console: Console, folder: Path, *, new: bool = True) -> Iterator[None]:
     """Around a run: one line for every failure, the traceback in the log.
 
-    A run that is refused before its first round leaves no folder; one that fails, or is
+    A `new` run that is refused before its first round leaves no folder; one that fails, or is
     interrupted, stays as it is.
 
     Raises:
@@ -64,7 +64,7 @@ def reported(console: Console, folder: Path) -> Iterator[None]:
         with surfaced():
             yield
     except UserError:
-        if not any(folder.rglob("round_*.msgpack")):
+        if new and not any(folder.rglob("round_*.msgpack")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     except RunStoppedError:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-import ray
 from PIL import Image
 
 from cluster.session import Session
@@ -125,15 +124,16 @@ def _greedy(
         RuntimeError: a held-out sample could not be answered; an evaluation on fewer would not be
             comparable.
     """
-    rollouts, dropped = ray.get(
-        session.actor("rollout").generate.remote(
-            samples,
-            num_rollouts_per_prompt=1,
-            temperature=0.0,
-            max_tokens=max_tokens,
-            seed=0,
-            prefix="eval/",
-        )
+    rollouts, dropped = session.ask(
+        "rollout",
+        "generate",
+        samples,
+        limit="generate",
+        num_rollouts_per_prompt=1,
+        temperature=0.0,
+        max_tokens=max_tokens,
+        seed=0,
+        prefix="eval/",
     )
     if dropped:
         raise RuntimeError(f"evaluation: {dropped[0].sample_id}: {dropped[0].reason}")

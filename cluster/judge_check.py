@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-import ray
-
 from cluster.arm import Arm
 from cluster.driver import ask_judge
 from cluster.failures import RunStoppedError
@@ -48,7 +46,7 @@ def check(
         return {}
     with console.stage("check the judge on known pairs"):
         judged = ask_judge(session, arm, pair_items(pairs))
-        name = ray.get(session.actor("judge").name.remote())
+        name = session.ask("judge", "name", limit="answer")
     result = count_right([judgement.score for judgement in judged])
     found = (
         f"judge {name} orders {result.accuracy:.0%} of {result.num_pairs} known pairs rightly "

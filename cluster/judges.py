@@ -17,9 +17,10 @@ from actors.modules import REWARD_FILE
 from actors.reward import load_reward_settings
 from cluster.base_model import BuiltinModels
 from cluster.config import RunConfig
+from cluster.recipe import Call
+from cluster.rollouts import chained, dealt
 from cluster.session import Session
 from rewards.asking import Choose, Failed, Prompt
-from rewards.base import Judge
 from rewards.config import (
     DRAWN,
     JUDGES,
@@ -48,6 +49,11 @@ def parts(judge: AnyJudge) -> list[AnyJudge]:
     elif isinstance(judge, SumConfig):
         inner = [part.judge for part in judge.parts]
     return [judge, *(found for one in inner for found in parts(one))]
+
+
+def folders(judge: AnyJudge) -> tuple[str, ...]:
+    """The model folders of a (resolved) judge."""
+    return tuple(folder for part in parts(judge) for folder in part.folders)
 
 
 def as_judge(judge: AnyJudge | str) -> AnyJudge:
@@ -125,15 +131,22 @@ def resolve(judge: AnyJudge | None, built: BuiltinModels | None) -> AnyJudge:
 class AskPolicy:
     """First-token probabilities of the policy as the rollout engine holds it now."""
 
-    rollout: Any
-    """The actor's handle."""
+    rollouts: Sequence[Any]
+    """The engines' handles."""
 
     def __call__(
         self, prompts: Sequence[Prompt], words: Sequence[str]
     ) -> list[dict[str, float] | Failed]:
         """As `rewards.asking.Choose`."""
-        answers: list[dict[str, float] | Failed] = ray.get(
-            self.rollout.choose.remote(prompts, words)
+        parts = dealt(Call("choose", (prompts, words)), len(self.rollouts))
+        answers: list[dict[str, float] | Failed] = chained(
+            ray.get(
+                [
+                    rollout.choose.remote(*part.args)
+                    for rollout, part in zip(self.rollouts, parts, strict=True)
+                    if part is not None
+                ]
+            )
         )
         return answers
 
@@ -143,7 +156,6 @@ def load_judge(
 ) -> str:
     """Load the (resolved) judge into its actor, unless it is there; returns its name."""
     judge = as_judge(judge)
-    actor = session.actor("judge")
     engine = EngineSpec(
         model_dir="",
         image_root=str(store.root),
@@ -151,20 +163,21 @@ def load_judge(
         kv_cache_mib=config.rollout.kv_cache_mib,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         bf16=config.train.bf16,
-        sleep=config.rollout.sleep,
+        sleep=config.rollout.sleep and session.shares("judge"),
     )
     max_tokens, seed = config.rollout.max_tokens, config.seed
     key = f"{engine} {seed} {max_tokens} {judge.model_dump_json()}"
-    if ray.get(actor.key.remote()) == key:
-        return str(ray.get(actor.name.remote()))
-    ask: Choose | None = None
-    if any(isinstance(part, ClaimsConfig) and part.labeler == POLICY for part in parts(judge)):
-        ask = AskPolicy(session.actor("rollout"))
+    if session.ask("judge", "key", limit="load") == key:
+        return str(session.ask("judge", "name", limit="answer"))
+    asks_policy = any(isinstance(p, ClaimsConfig) and p.labeler == POLICY for p in parts(judge))
 
-    def make() -> Judge:
-        return JudgeMaker(engine, max_tokens, seed, ask).make(judge)
+    def load() -> Call:
+        ask: Choose | None = AskPolicy(session.handles("rollout")) if asks_policy else None
+        return Call("load", (lambda: JudgeMaker(engine, max_tokens, seed, ask).make(judge), key))
 
-    return str(ray.get(actor.load.remote(make, key)))
+    name = str(session.ask("judge", "load", *load().args, limit="load"))
+    session.served("judge").recipe.load = load  # a new judge asks the rollout engine of its day
+    return name
 
 
 def critic_folder(judge: AnyJudge, model_dir: str) -> str:

@@ -6,13 +6,12 @@ phase that ended, however late it is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from actors.ledger import Reading
+from cluster.process import Asked
 from cluster.session import Session
 from trainers.comparison import Memory
 from trainers.ledger import (
@@ -22,6 +21,7 @@ from trainers.ledger import (
     binding_phase,
     copies_at,
     phase_bytes,
+    read_rows,
     write_rows,
 )
 from trainers.roles import Copy
@@ -36,12 +36,15 @@ class Ledger:
     def __init__(self, session: Session, copies: tuple[Copy, ...], folder: Path):
         self.session = session
         self.path = folder / FILE
-        self.path.unlink(missing_ok=True)
         # The judge's model is the method's own reward copy, or a shared one.
         self._names = {} if any(c.role == "reward" for c in copies) else {"reward": "judge"}
         self._objects: int | None = None
-        self._asked: list[tuple[int, str, dict[str, Any], int | None]] = []
-        self.rows: list[LedgerRow] = []
+        self._asked: list[tuple[int, str, Sequence[Asked], int | None]] = []
+        self._start: Sequence[Asked] = session.ask_readings("start")
+        self._cpu_start = {"driver": time.process_time()}
+        self._cpu_now: dict[str, float] = {}
+        # Of a run that goes on from a checkpoint; what came after that has been cut off.
+        self.rows: list[LedgerRow] = read_rows(self.path) if self.path.is_file() else []
         """Of the phases before the last; of all once `fetch` was called."""
 
     def count_objects(self, round: int) -> None:
@@ -65,9 +68,9 @@ class Ledger:
         """Fetch what was asked for, and append it to the file."""
         rows: list[LedgerRow] = []
         for round, phase, asked, objects in self._asked:
-            readings = dict(zip(asked, ray.get(list(asked.values())), strict=True))
-            for process, reading in readings.items():
+            for process, reading in self.session.fetch_readings(asked).items():
                 rows += self._rows(round, phase, process, reading)
+                self._cpu_now[process] = reading.cpu_seconds
             if objects is not None:
                 rows.append(
                     LedgerRow(
@@ -84,6 +87,18 @@ class Ledger:
         self._asked.clear()
         write_rows(self.path, rows)
         self.rows += rows
+
+    def core_seconds(self) -> dict[str, float]:
+        """Core-seconds of the driver and of every process since the ledger was made, up to the last
+        phase's end: what the operating system counted, all threads together, so that other work on
+        the machine is not in it. What the evaluations between took is.
+        """
+        self.fetch()
+        started = self.session.fetch_readings(self._start)
+        self._start = []
+        self._cpu_start |= {name: reading.cpu_seconds for name, reading in started.items()}
+        now = {"driver": time.process_time()} | self._cpu_now
+        return {name: now[name] - self._cpu_start.get(name, 0.0) for name in now}
 
     def _rows(self, round: int, phase: str, process: str, reading: Reading) -> list[LedgerRow]:
         def rows(copies: Nested, place: Place, source: str) -> list[LedgerRow]:

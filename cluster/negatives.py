@@ -13,9 +13,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
-
-import ray
+from typing import Any, Literal
 
 from actors.answers import DroppedSample, SegmentSettings
 from cluster.arm import Arm
@@ -25,15 +23,17 @@ from cluster.driver import (
     RolloutSource,
     count,
     require_usable,
-    sync,
     write_round,
 )
 from cluster.residency import at_work, awake
 from cluster.session import Session
+from cluster.sync import give_weights, sync
 from cluster.writer import ask_writer
 from rewards.injection import InjectionError, inject_drawn, injection_request, read_injection
 from trainers.data.records import BY_SOURCE, Rollout, Sample, ScoredRollout
 
+NOT_THE_POLICY = 0
+"""Version of weights in the rollout engine that are another's."""
 Made = tuple[list[Rollout], list[DroppedSample]]
 
 
@@ -195,19 +195,20 @@ class MadePairs(OnlineRollouts):
             yield
             return
         size = self.arm.config.train.bucket_mib * 2**20
+
+        def reference() -> Any:
+            return self.session.ask("reference", "weight_buckets", size, limit="sync", stays=True)
+
         with at_work(self.session, self.arm, "reference"):
-            buckets = self.session.actor("reference").weight_buckets.remote(size)
-            with awake(self.session, self.arm, "rollout"):
-                ray.get(self.session.actor("rollout").update_weights.remote(buckets))
+            give_weights(self.session, self.arm, reference, NOT_THE_POLICY)
         try:
             yield
         finally:
             sync(self.session, self.arm)
 
-    def _call(self, name: str, *args: object, **kwargs: object) -> Made:
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Made:
         with awake(self.session, self.arm, "rollout"):
-            method = getattr(self.session.actor("rollout"), name)
-            made: Made = ray.get(method.remote(*args, **kwargs))
+            made: Made = self.session.ask("rollout", name, *args, limit="generate", **kwargs)
         return made
 
     def _score(

@@ -10,7 +10,7 @@ from cluster import judges
 from cluster.base_model import WorldRecipe
 from cluster.config import CompareConfig, RunConfig
 from cluster.config_text import merge, read_yaml, validate
-from cluster.driver import ask_judge, run_arm, sync
+from cluster.driver import ask_judge, run_arm
 from cluster.heldout import HeldOut
 from cluster.run import (
     Run,
@@ -23,11 +23,19 @@ from cluster.run import (
     rollout_spec,
 )
 from cluster.sources import RecordedRollouts, Rejudge
+from cluster.sync import sync
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 
 
-def replay(folder: Path, method: str, judge: str | None, overrides: Mapping[str, Any]) -> int:
+def replay(
+    folder: Path,
+    method: str,
+    judge: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    debug: bool = False,
+) -> int:
     """Train `method` on what `folder` recorded, from the model that the run started from.
 
     Nothing is generated. On the built-in task the result is evaluated at the end, which takes an
@@ -42,8 +50,8 @@ def replay(folder: Path, method: str, judge: str | None, overrides: Mapping[str,
     check_inputs(config)
     store = ImageStore(image_root(folder))
     with (
-        new_run(config, config.name or f"replay-{method}") as (console, target),
-        make_session(config, console) as session,
+        new_run(config, config.name or f"replay-{method}", debug=debug) as (console, target),
+        make_session(config, console, debug=debug) as session,
     ):
         run = prepare(session, config, target, store, recipe)
         rejudge: Rejudge | None = None

@@ -1,6 +1,7 @@
 """Which copies are in memory, and where: loading, taking turns on the device, counting bytes.
 
-Copies take turns under `train.time_slice` (`at_work`), engines under `rollout.sleep` (`awake`).
+Copies take turns under `train.time_slice` (`at_work`), engines under `rollout.sleep` (`awake`), and
+only where roles share a GPU: one that has its own has nobody to make room for.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import ray
-
 from actors.train_spec import TrainSpec
 from cluster.arm import Arm
 from cluster.session import Session
@@ -20,6 +19,7 @@ from trainers.roles import resident_in_training
 
 def place(session: Session, arm: Arm) -> None:
     """Load the copies that stay in the method's training step, and free every other one."""
+    session.wait.deadlines = arm.config.deadlines
     resident = resident_in_training(arm.method.copies, arm.config.train.reference)
     if arm.config.train.offload_optimizer == "nvme":
         session.console.line("the first use of a disk compiles DeepSpeed's access for some minutes")
@@ -36,17 +36,20 @@ def place(session: Session, arm: Arm) -> None:
             load_reference(session, arm)
             take_turns(session, arm, "reference")
         take_turns(session, arm, "judge")
+    session.write_processes()
 
 
-def leaves(arm: Arm, role: str) -> bool:
+def leaves(session: Session, arm: Arm, role: str) -> bool:
     """Whether a copy is in host memory while it does not work."""
     train = arm.config.train
-    return train.time_slice or (role == "reference" and train.reference == "on_host")
+    if role == "reference" and train.reference == "on_host":
+        return True
+    return train.time_slice and session.shares(role)
 
 
 def take_turns(session: Session, arm: Arm, role: str) -> None:
     """Send a copy that was just loaded or used to host memory, if it is one that leaves."""
-    if leaves(arm, role) and session.has(role):
+    if leaves(session, arm, role) and session.has(role):
         _move(arm, lambda: session.park(role))
 
 
@@ -54,7 +57,8 @@ def wake_all(session: Session, arm: Arm) -> None:
     """Bring the trained copies back to stay, for whoever saves or evaluates them."""
     if arm.config.train.time_slice:
         for role in arm.method.trained:
-            session.wake(role)
+            if leaves(session, arm, role):
+                session.wake(role)
 
 
 @contextmanager
@@ -62,7 +66,7 @@ def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
     """Inside, the roles' copies are on the device; after it those that leave it are again in host
     memory.
     """
-    if away := [role for role in roles if leaves(arm, role)]:
+    if away := [role for role in roles if leaves(session, arm, role)]:
         _move(arm, lambda: sum(session.wake(role) for role in away))
     try:
         yield
@@ -76,7 +80,7 @@ def awake(session: Session, arm: Arm, role: Literal["rollout", "judge"]) -> Iter
     """Inside, the role's engine is on the device; before and after it sleeps, if the run is one in
     which engines do.
     """
-    if not arm.config.rollout.sleep:
+    if not (arm.config.rollout.sleep and session.shares(role)):
         yield
         return
     _move(arm, lambda: session.wake_up(role))
@@ -84,6 +88,16 @@ def awake(session: Session, arm: Arm, role: Literal["rollout", "judge"]) -> Iter
         yield
     finally:
         _move(arm, lambda: session.sleep(role))
+
+
+def forget_requests(session: Session) -> None:
+    """Empty the engines' caches before a round: what they were asked earlier (an evaluation, a
+    check) shifts how requests are batched, and with it the last bits of what is sampled. A run that
+    goes on from a checkpoint was not asked those. Engines that sleep have empty caches anyway.
+    """
+    for role in ("rollout", "judge"):
+        if session.has(role):
+            session.ask(role, "forget_requests", limit="answer")
 
 
 def _move(arm: Arm, action: Callable[[], int]) -> None:
@@ -95,7 +109,7 @@ def _move(arm: Arm, action: Callable[[], int]) -> None:
 
 def load_reference(session: Session, arm: Arm) -> None:
     """The model that the run starts from, as a frozen copy."""
-    ray.get(session.actor("reference").load.remote(train_spec(arm, "reference")))
+    session.ask("reference", "load", train_spec(arm, "reference"), limit="load")
 
 
 def train_spec(arm: Arm, role: str) -> TrainSpec:
@@ -130,20 +144,20 @@ def measure_memory(session: Session, arm: Arm) -> dict[str, dict[str, int]]:
     """Bytes by copy and kind of what exists now, each storage counted once per process."""
     sizes: dict[str, dict[str, int]] = {}
     for role in arm.method.trained:
-        ranks = ray.get(session.trainer(role).call("memory"))
+        ranks = session.trainer(role).ask("memory", limit="answer")
         sizes[role] = {kind: sum(rank[kind] for rank in ranks) for kind in ranks[0]}
     # In a comparison a judge may be there for other arms.
     judged = session.has("judge") and arm.config.negatives.needs_judge
-    judge = ray.get(session.actor("judge").memory.remote()) if judged else {}
+    judge = session.ask("judge", "memory", limit="answer") if judged else {}
     frozen = {copy.role for copy in arm.method.copies if not copy.trained}
     if "reference" in frozen and session.has("reference"):
-        sizes["reference"] = ray.get(session.actor("reference").memory.remote())
+        sizes["reference"] = session.ask("reference", "memory", limit="answer")
     if "reward" in judge:
         sizes["reward" if "reward" in frozen else "judge"] = judge["reward"]
     if "judge_engine" in judge:
         sizes["judge_engine"] = judge["judge_engine"]
     if session.has("writer"):
-        sizes["writer"] = ray.get(session.actor("writer").memory.remote())
+        sizes["writer"] = session.ask("writer", "memory", limit="answer")
     if session.has("rollout"):
-        sizes["rollout_engine"] = ray.get(session.actor("rollout").memory.remote())
+        sizes["rollout_engine"] = session.ask("rollout", "memory", limit="answer")
     return {copy: kinds for copy, kinds in sizes.items() if kinds}

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.reward import load_reward_settings
 from actors.reward_training import ReasonedPairs, pair_rows
 from actors.streams import CritiqueRewardObjective
@@ -70,7 +68,7 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
                 bf16=config.bf16,
                 frozen=() if config.train_vision else ("vision",),
             )
-            ray.get(ranks.call("load", spec))
+            ranks.ask("load", spec, limit="load")
             stream = ReasonedPairs(
                 training, config.request, config.batch_size, config.micro_batch_size, config.seed
             )
@@ -92,7 +90,7 @@ def train(file: Path, model: str, target: Path, config: RewardTrainConfig) -> in
                 "max_critique_tokens": config.max_critique_tokens,
             }
             partial = target.with_name(f".{target.name}.partial")
-            ray.get(ranks.call("save", str(partial), settings))
+            ranks.ask("save", str(partial), settings, limit="save")
             partial.replace(target)
         if held_out:
             judge = CritiqueConfig(model=str(target))
@@ -164,9 +162,9 @@ def measure(session: Session, judge: AnyJudge, pairs: Sequence[ReasonedPair]) ->
     """Accuracies of the loaded judge; of a critique model also without a critique, and on the
     file's reasons where both sides have one (the upper bound).
     """
-    actor = session.actor("judge")
     items = [known_item(p.sample, text) for p in pairs for text in (p.chosen, p.rejected)]
-    scores = [judgement.score for judgement in ray.get(actor.judge.remote(items))]
+    judged = session.ask("judge", "judge", items, limit="judge")
+    scores = [judgement.score for judgement in judged]
     metrics = reward_bench_metrics(pairs, both_sides(scores))
     if not isinstance(judge, CritiqueConfig):
         return metrics
@@ -175,7 +173,7 @@ def measure(session: Session, judge: AnyJudge, pairs: Sequence[ReasonedPair]) ->
     for name, given in (("no_critique", False), ("given_reasons", True)):
         chosen = [pair for pair in pairs if pair.has_reasons or not given]
         rows = [row for pair in chosen for row in pair_rows(pair, request, given=given)]
-        values = ray.get(actor.call.remote("score", rows)) if rows else []
+        values = session.ask("judge", "call", "score", rows, limit="judge") if rows else []
         found = reward_bench_metrics(chosen, both_sides(values))
         metrics |= {f"{key}_{name}": found[key] for key in ("acc", "acc_plus") if key in found}
     return metrics
@@ -246,7 +244,7 @@ def _judge(
 ) -> list[Judgement]:
     judge = _resolved(session, judge)
     judges.load_judge(session, judge, store, _run_config(judge, max_model_len))
-    return list(ray.get(session.actor("judge").judge.remote(items)))
+    return list(session.ask("judge", "judge", items, limit="judge"))
 
 
 @contextmanager

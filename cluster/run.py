@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,20 +14,25 @@ from actors.engine import EngineSpec
 from cluster import base_model, judge_check, judges
 from cluster.arm import Arm
 from cluster.base_model import WorldRecipe
+from cluster.batches import describe_batches
 from cluster.compare import describe_environment, engine_spec, run_folder
 from cluster.config import RunConfig
 from cluster.config_text import to_yaml
 from cluster.console import Console
+from cluster.debug_session import DebugSession
 from cluster.driver import EvaluateRound, PromptSource, run_arm
 from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
+from cluster.placement_config import demand
+from cluster.preemption import Preempted, preemptible
 from cluster.residency import awake, train_spec
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
-from cluster.writer import load_writer, writer_folder
+from cluster.text_model import writer_folder
+from cluster.writer import load_writer
 from rewards.config import AnyJudge
-from trainers.comparison import Comparison, Evaluated, load, save
+from trainers.comparison import Comparison, Evaluated, load, save, write_atomic
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.model_folder import check_model_folder, longest_context
@@ -38,6 +43,8 @@ from trainers.registry import make_method
 from trainers.report import write_report
 
 GALLERY_SCENES = 12
+START = "start.json"
+"""What the base and the judge were like before the first round."""
 
 
 @dataclass(slots=True)
@@ -58,15 +65,24 @@ class Run:
     judge_metrics: dict[str, float] = field(default_factory=dict)
 
 
-def train(config: RunConfig) -> int:
-    """One method, online. Returns the exit code."""
+def train(config: RunConfig, resumed: Path | None = None, *, debug: bool = False) -> int:
+    """One method, online; with the folder of a `resumed` run its next rounds, with `debug` in this
+    process alone. Returns the exit code.
+
+    Raises:
+        Preempted: SIGTERM stopped it; the folder can be resumed.
+    """
     check_inputs(config)
-    with new_run(config, config.name or config.method.name) as (console, folder):
+    name = config.name or config.method.name
+    with new_run(config, name, resumed, debug=debug) as (console, folder):
         store = ImageStore(folder / "images")
         data = read_data(config.data, store, console) if config.data.path else None
         if data is not None and config.model is not None:  # before anything slow starts
             data = data.fitting(Processing(config.model, store), config)
-        with make_session(config, console) as session:
+        with (
+            make_session(config, console, debug=debug) as session,
+            preemptible(f"quartet train --resume {folder}"),
+        ):
             run = prepare(session, config, folder, store)
             prompts: PromptSource
             if data is None:
@@ -93,7 +109,7 @@ def train(config: RunConfig) -> int:
                     dropped=run.arm.result.dropped,
                     max_dropped=config.data.max_dropped_share,
                 )
-            describe_batches(console, config)
+            describe_batches(session, run.arm)
             with console.stage("start engines"):
                 session.load_rollout(rollout_spec(run, data))
                 load_writer(session, run.arm)
@@ -110,15 +126,35 @@ def _samples(data: DataFile) -> Iterator[Sample]:
 
 
 def _online(run: Run, prompts: PromptSource, samples: Iterable[Sample] | None) -> None:
-    if run.judge is not None:
-        run.judge_metrics = judge_check.check(run.session, run.arm, run.store, samples)
     evaluate: EvaluateRound | None = None
     if (held_out := run.held_out) is not None:
-        measure(run, "base")
         evaluate = lambda: held_out.quick(run.session, run.arm.method.ask)  # noqa: E731
+    if not read_start(run):
+        if run.judge is not None:
+            run.judge_metrics = judge_check.check(run.session, run.arm, run.store, samples)
+        if held_out is not None:
+            measure(run, "base")
+        write_start(run)
     run_arm(run.session, run.arm, rollout_source(run.session, run.arm, prompts), evaluate)
     if held_out is not None:
         measure(run, run.arm.name)
+
+
+def read_start(run: Run) -> bool:
+    """What was measured before the first round, if this is a resumed run that came so far."""
+    path = run.folder / START
+    if not path.is_file():
+        return False
+    values = json.loads(path.read_text())
+    run.base_metrics, run.judge_metrics = values["base"], values["judge"]
+    run.captions.update(values["captions"])
+    return True
+
+
+def write_start(run: Run) -> None:
+    """Keep it, so that it is measured once."""
+    values = {"base": run.base_metrics, "judge": run.judge_metrics, "captions": run.captions}
+    write_atomic(run.folder / START, json.dumps(values) + "\n")
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -160,17 +196,30 @@ def check_inputs(config: RunConfig) -> None:
 
 
 @contextmanager
-def new_run(config: RunConfig, name: str) -> Iterator[tuple[Console, Path]]:
-    """A run folder with its log. Failures become one line; see `cluster.failures.reported`."""
-    folder = run_folder(config.output, name)
-    with Console(folder / "run.log") as console, reported(console, folder):
+def new_run(
+    config: RunConfig, name: str, resumed: Path | None = None, *, debug: bool = False
+) -> Iterator[tuple[Console, Path]]:
+    """A run folder, or a `resumed` run's, with its settings and its log. Failures become one line;
+    see `cluster.failures.reported`. With `debug` they stay what they are, and no bar is in a
+    debugger's way.
+    """
+    folder = resumed or run_folder(config.output, name)
+    write_atomic(folder / "config.yaml", to_yaml(config))
+    with (
+        Console(folder / "run.log", interactive=False if debug else None) as console,
+        nullcontext() if debug else reported(console, folder, new=resumed is None),
+    ):
         yield console, folder
 
 
-def make_session(config: RunConfig, console: Console) -> Session:
-    """The run's Ray session."""
-    return Session(
-        num_threads=config.num_threads, console=console, num_ranks=config.train.num_ranks
+def make_session(config: RunConfig, console: Console, *, debug: bool = False) -> Session:
+    """The run's Ray session; with `debug` its actors are objects of this process."""
+    kind = DebugSession if debug else Session
+    return kind(
+        num_threads=config.num_threads,
+        console=console,
+        demand=demand(config),
+        deadlines=config.deadlines,
     )
 
 
@@ -184,7 +233,6 @@ def prepare(
     """Write what the run is made of, and find the models it starts from."""
     console = session.console
     console.line(f"run folder: {folder}")
-    (folder / "config.yaml").write_text(to_yaml(config))
     environment = describe_environment(session)
     (folder / "env.json").write_text(json.dumps(environment, indent=2) + "\n")
     model_dir, built, judged = config.model, None, config.negatives.needs_judge
@@ -202,6 +250,7 @@ def prepare(
         critic_dir=critic_dir,
         folder=folder,
         image_root=str(store.root),
+        judge_dirs=judges.folders(judge) if judge else (),
     )
     if "critic" in method.trained:
         start = train_spec(arm, "critic").model_dir
@@ -236,12 +285,12 @@ def finish(run: Run, work: Callable[[], None]) -> int:
         with surfaced():
             work()
     except RunStoppedError as error:
-        arm.result.failure = str(error)
+        arm.stopped(str(error))
         console.warn(str(error))
         code = 1
     except BaseException as error:
-        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
-        arm.result.failure = stopped
+        known = {KeyboardInterrupt: "interrupted", Preempted: "stopped by SIGTERM"}
+        arm.result.failure = known.get(type(error), type(error).__name__)
         raise
     finally:
         arm.result.seconds_by_phase = arm.clock.seconds()
@@ -317,14 +366,3 @@ def write_run_report(run: Path) -> Path:
     target = run / "report.html"
     write_report(comparison, gallery, target)
     return target
-
-
-def describe_batches(console: Console, config: RunConfig) -> None:
-    """The derivation of the batch sizes, so that nobody has to guess what a step is."""
-    rollouts = config.rollout.num_prompts * config.rollout.num_rollouts_per_prompt
-    console.line(
-        f"batches: {config.rollout.num_prompts} prompts x "
-        f"{config.rollout.num_rollouts_per_prompt} rollouts = {rollouts} a round; up to "
-        f"{config.method.minibatch_size} groups an optimiser step, {config.method.epochs} epochs, "
-        f"{config.train.micro_batch_size} rows a forward, {config.train.num_ranks} rank(s)"
-    )

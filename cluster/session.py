@@ -6,15 +6,18 @@ does not declare is unloaded, so that what memory reports is what the method nee
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import cycle, islice
+from dataclasses import asdict, dataclass, field
+from dataclasses import replace as changed
+from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-import numpy as np
 import ray
 import torch
 
@@ -25,13 +28,22 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
+from cluster.attach import attach
 from cluster.console import Console
-from cluster.offline import OFFLINE
+from cluster.deadlines import DeadlinesConfig, Limit
+from cluster.group import TrainGroup
+from cluster.offline import OFFLINE, ON_LOOPBACK
+from cluster.placement import ROLES, Plan, Request
+from cluster.placement_config import Demand
+from cluster.placement_ray import Reservation, reserve
+from cluster.placement_text import lines
+from cluster.process import Asked, Process, write_whole
+from cluster.recipe import Call, Recipe
+from cluster.served import ServedGroup
+from cluster.traffic import Traffic
+from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
-from trainers.batch import Row
 from trainers.roles import Role
-
-NUM_ROLES = 5
 
 
 @dataclass(slots=True)
@@ -50,6 +62,11 @@ class Clock:
         finally:
             self.spans.append((name, begun - self.start, time.perf_counter() - self.start))
 
+    def go_on(self, spans: Sequence[tuple[str, float, float]]) -> None:
+        """Continue an earlier clock: its spans, and time from its end on."""
+        self.spans = list(spans)
+        self.start = time.perf_counter() - max((end for _, _, end in spans), default=0.0)
+
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, summed over its spans."""
         totals: dict[str, float] = {}
@@ -58,99 +75,116 @@ class Clock:
         return totals
 
 
-class TrainGroup:
-    """The ranks of one trained copy; a call goes to all of them (SPMD).
+class Session:
+    """Starts Ray and the actors, on first use of each role.
 
-    With `tenant` it is the second copy in the processes of another one.
+    What is in the `demand` is reserved and printed at the start; a session of a verb that trains
+    nothing has none, and its roles share one GPU.
     """
 
-    def __init__(self, actors: list[Any], *, tenant: bool = False):
-        self.actors, self.is_tenant = actors, tenant
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """References to every rank's result; the first is rank 0's."""
-        return [self._call(actor, name, *args, **kwargs) for actor in self.actors]
-
-    def _call(self, actor: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self.is_tenant:
-            return actor.tenant.remote(name, *args, **kwargs)
-        return getattr(actor, name).remote(*args, **kwargs)
-
-    def connect(self) -> None:
-        """Join the ranks to one DeepSpeed group, rank 0's host being the rendezvous."""
-        host, port = ray.get(self.actors[0].address.remote())
-        ray.get(self.call("connect", host, port))
-
-    def score_rows(self, rows: Sequence[Row], *, adapters: bool = True) -> list[np.ndarray]:
-        """Values of the rows' target tokens."""
-        return self._deal("score_rows", rows, adapters=adapters)
-
-    def greedy_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """The policy's likeliest tokens at the rows' target places."""
-        return self._deal("greedy_rows", rows)
-
-    def _deal(self, name: str, rows: Sequence[Row], **kwargs: Any) -> list[np.ndarray]:
-        """Rows are dealt to ranks in turn; equal numbers, since ZeRO-3 ranks move in step."""
-        world = len(self.actors)
-        padded = [*rows, *islice(cycle(rows), -len(rows) % world)]
-        parts = ray.get(
-            [
-                self._call(actor, name, padded[rank::world], **kwargs)
-                for rank, actor in enumerate(self.actors)
-            ]
-        )
-        return [parts[index % world][index // world] for index in range(len(rows))]
-
-
-class Session:
-    """Starts Ray and the actors, on first use of each role."""
-
-    def __init__(self, *, num_threads: int | None = None, console: Console, num_ranks: int = 1):
+    def __init__(
+        self,
+        *,
+        num_threads: int | None = None,
+        console: Console,
+        num_ranks: int = 1,
+        demand: Demand | None = None,
+        deadlines: DeadlinesConfig | None = None,
+    ):
+        self.id = uuid4().hex[:8]
+        self.wait = Wait(deadlines or DeadlinesConfig(), Path())
         self.console = console
         self.num_threads = num_threads or max(1, len(os.sched_getaffinity(0)))
-        self.num_ranks = num_ranks
+        self._demand = demand or _together(num_ranks)
+        self._announced = demand is not None
+        self._reservation: Reservation | None = None
+        self._traffic: Traffic | None = None
         self._groups: dict[str, TrainGroup] = {}
         self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
-        self._single: dict[str, Any] = {}
+        self._single: dict[str, ServedGroup] = {}
+        self.restarts: list[str] = []
+        """Roles of the processes that were brought back."""
+
+    @property
+    def console(self) -> Console:
+        """What the run shows; its log's folder gets the stacks of processes that hang."""
+        return self._console
+
+    @console.setter
+    def console(self, console: Console) -> None:
+        self._console = console
+        self.wait.folder = console.folder
 
     def __enter__(self) -> Session:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": self._environment()},
-            )
+            attach(self._environment())
+        if self._announced:
+            try:
+                self.announce()
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._owns_ray:
             ray.shutdown()
+        elif self._reservation is not None:
+            self._reservation.release()
+
+    @property
+    def reservation(self) -> Reservation:
+        """The GPUs that the session holds; asked for at first use."""
+        if self._reservation is None:
+            self._reservation = reserve(
+                self._demand.requests,
+                self._demand.colocate,
+                wait_seconds=self._demand.wait_seconds,
+                say=self.console.line,
+            )
+        return self._reservation
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counts what passes through this process, from its first use on."""
+        if self._traffic is None:
+            self._traffic = Traffic()
+        return self._traffic
+
+    @property
+    def plan(self) -> Plan:
+        """The map role -> rank -> node -> GPU."""
+        return self.reservation.plan
+
+    def announce(self) -> None:
+        """Print the map."""
+        for line in lines(self.plan, self.reservation.ids):
+            self.console.line(f"placement: {line}")
+
+    def shares(self, role: str) -> bool:
+        """Whether another role's process may be on a device of this role."""
+        return self.plan.shares(role)
 
     def _environment(self) -> dict[str, str]:
         return {
             **OFFLINE,
+            **({} if "RAY_ADDRESS" in os.environ else ON_LOOPBACK),
             "OMP_NUM_THREADS": str(self.num_threads),
             "KMP_BLOCKTIME": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
             # Without a GPU vLLM compiles a trifle for seconds at the first request.
-            **({} if torch.cuda.is_available() else {"TORCH_COMPILE_DISABLE": "1"}),
+            **({"TORCH_COMPILE_DISABLE": "1"} if _on_cpu() else {}),
             "TOKENIZERS_PARALLELISM": "false",
         }
 
-    def _options(self) -> dict[str, Any]:
-        """On a GPU machine the roles share the GPUs evenly; on a CPU nothing is reserved."""
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        share = min(1.0, gpus / (NUM_ROLES + 2 * (self.num_ranks - 1))) if gpus else 0.0
-        return {"num_cpus": 0, "num_gpus": share}
-
-    def _start(self, actor: type, num_threads: int | None = None, **kwargs: Any) -> Any:
+    def _start(
+        self, actor: type, role: str, seat: int = 0, num_threads: int | None = None, **kwargs: Any
+    ) -> Any:
         return (
             ray.remote(actor)
-            .options(**self._options())
+            .options(**self.reservation.options(role, seat))
             .remote(num_threads=num_threads or self.num_threads, **kwargs)
         )
 
@@ -160,26 +194,46 @@ class Session:
             for actor in self._create_trainer(role).actors:
                 actor.warm_up.remote()
         for name in single:
-            self.actor(name).warm_up.remote()
+            for handle in self.handles(name):
+                handle.warm_up.remote()
 
     def _create_trainer(self, role: Role) -> TrainGroup:
         if role not in self._groups:
-            self._groups[role] = self._ranks(self.num_ranks, self.num_threads)
+            number = self.plan.num_ranks(role)
+            self._groups[role] = self.ranks(role, number, self.num_threads)
         return self._groups[role]
 
-    def _ranks(self, number: int, num_threads: int) -> TrainGroup:
+    def forget(self, role: str) -> None:
+        """End a trained role's processes, what lives in them too; the next use starts new ones."""
+        self._groups.pop(role).end()
+        self._connected.discard(role)
+        self._tenants.clear()
+
+    def ranks(
+        self, role: str, number: int, num_threads: int, kind: type[TrainActor] = TrainActor
+    ) -> TrainGroup:
+        """New processes for one trained copy, not connected yet."""
+
+        def start(rank: int) -> Any:
+            return self._start(kind, role, rank, num_threads, rank=rank, world_size=number)
+
         return TrainGroup(
-            [
-                self._start(TrainActor, num_threads, rank=rank, world_size=number)
-                for rank in range(number)
-            ]
+            [Process(role, rank, partial(start, rank), self.id) for rank in range(number)],
+            self.wait,
         )
 
     def trainer(self, role: Role) -> TrainGroup:
-        """The DeepSpeed ranks of a trained role, connected to each other."""
+        """The DeepSpeed ranks of a trained role, connected to each other.
+
+        Raises:
+            ProcessLostError: one of them died since, and the copy with it.
+        """
+        group = self._tenants.get(role) or self._create_trainer(role)
+        for process in group.processes:
+            if process.lost:
+                raise ProcessLostError(process, "the meantime")
         if role in self._tenants:
-            return self._tenants[role]
-        group = self._create_trainer(role)
+            return group
         if role not in self._connected:
             group.connect()
             self._connected.add(role)
@@ -193,16 +247,24 @@ class Session:
         fast as one rank with all the threads.
         """
         on_gpu = torch.cuda.is_available()
-        group = self._ranks(1 if on_gpu else self.num_threads, self.num_threads if on_gpu else 1)
+        number, threads = (1, self.num_threads) if on_gpu else (self.num_threads, 1)
+        group = self.ranks("builder", number, threads)
         try:
             group.connect()
             yield group
         finally:
-            for actor in group.actors:
-                ray.kill(actor)
+            group.end()
 
     def actor(self, role: str) -> Any:
-        """The single actor of `rollout`, `judge`, `reference` or `writer`."""
+        """The Ray handle of `judge`, `reference`, `writer`, or of the first rollout engine."""
+        return self.handles(role)[0]
+
+    def handles(self, role: str) -> list[Any]:
+        """Ray handles of a role's processes, all of them alive."""
+        return self.served(role).handles()
+
+    def served(self, role: str) -> ServedGroup:
+        """The processes of `rollout`, `judge`, `reference` or `writer`."""
         classes = {
             "rollout": RolloutActor,
             "judge": JudgeActor,
@@ -210,8 +272,31 @@ class Session:
             "writer": TextActor,
         }
         if role not in self._single:
-            self._single[role] = self._start(classes[role])
+            number = max(1, sum(seat.role == role for seat in self.plan.seats))
+            threads = max(1, self.num_threads // number)
+
+            def start(rank: int) -> Any:
+                return self._start(classes[role], role, rank, threads)
+
+            self._single[role] = ServedGroup(
+                [Process(role, rank, partial(start, rank), self.id) for rank in range(number)],
+                self.wait,
+                may_replace=lambda process: process not in self._ranks_of_trainers(),
+                replaced=self._note_restart,
+                warn=lambda text: self.console.warn(text),
+            )
         return self._single[role]
+
+    def ask(self, role: str, name: str, *args: Any, limit: Limit, **kwargs: Any) -> Any:
+        """The result of one call to `served(role)`; see `ServedGroup.ask`."""
+        return self.served(role).ask(name, *args, limit=limit, **kwargs)
+
+    def _ranks_of_trainers(self) -> list[Process]:
+        return [process for group in self._groups.values() for process in group.processes]
+
+    def _note_restart(self, process: Process) -> None:
+        self.restarts.append(process.role)
+        self.write_processes()
 
     def has(self, role: str) -> bool:
         """Whether the role's process has been started."""
@@ -220,52 +305,82 @@ class Session:
     def load_trainer(self, role: Role, spec: TrainSpec) -> None:
         """Load `spec` on every rank of the role; what shared its base before is gone."""
         self._tenants.clear()
-        ray.get(self.trainer(role).call("load", spec))
+        if role in self._groups and self._groups[role].lost:
+            self.forget(role)
+        self.trainer(role).ask("load", spec, limit="load")
 
     def load_tenant(self, role: Role, base: Role, spec: TrainSpec) -> None:
         """Load `spec` for `role` into the processes of `base`, on its frozen weights."""
         self.unload(role)
-        ray.get(self.trainer(base).call("load_tenant", spec))
-        self._tenants[role] = TrainGroup(self.trainer(base).actors, tenant=True)
+        group = self.trainer(base)
+        group.ask("load_tenant", spec, limit="load")
+        self._tenants[role] = TrainGroup(group.processes, self.wait, tenant=True)
 
     def load_rollout(self, spec: EngineSpec) -> None:
-        """Start the rollout engine."""
-        ray.get(self.actor("rollout").load.remote(spec))
+        """Start the rollout engines; they only sleep where they share a GPU."""
+        spec = changed(spec, sleep=spec.sleep and self.shares("rollout"))
+        self.ask("rollout", "load", spec, limit="load")
 
     def load_judge(self, make: Callable[[], Judge]) -> str:
         """Make the judge in its process; returns its name."""
-        name: str = ray.get(self.actor("judge").load.remote(make))
+        name: str = self.ask("judge", "load", make, limit="load")
         return name
 
     def park(self, role: str) -> int:
         """Move a role's copy to host memory. Returns the bytes moved, all ranks together."""
-        return sum(ray.get([actor.park.remote() for actor in self._actors(role)]))
+        return self._move(role, "park")
 
     def wake(self, role: str) -> int:
         """Bring a role's copy back to the device, where it is parked. Returns the bytes moved."""
-        return sum(ray.get([actor.wake.remote() for actor in self._actors(role)]))
+        return self._move(role, "wake")
+
+    def _move(self, role: str, name: str) -> int:
+        if role in self._groups:
+            return sum(self._groups[role].ask(name, limit="load"))
+        served = self.served(role)
+        if name in ("park", "sleep") and all(process.lost for process in served.processes):
+            served.recipe.note(Call(name))  # where the next one is to be
+            return 0
+        return int(self.ask(role, name, limit="load"))
 
     def sleep(self, role: str) -> int:
         """Send the engine of `rollout` or `judge` off the device. Returns the bytes moved."""
-        return int(ray.get(self.actor(role).sleep.remote()))
+        return self._move(role, "sleep")
 
     def wake_up(self, role: str) -> int:
         """Bring that engine back. Returns the bytes moved."""
-        return int(ray.get(self.actor(role).wake_up.remote()))
+        return self._move(role, "wake_up")
 
-    def _actors(self, role: str) -> list[Any]:
-        return self._groups[role].actors if role in self._groups else [self.actor(role)]
+    def processes(self) -> list[Process]:
+        """All processes that were started."""
+        served = [process for group in self._single.values() for process in group.processes]
+        return [*self._ranks_of_trainers(), *served]
 
-    def ask_readings(self, phase: str) -> dict[str, Any]:
-        """Ask every started process for its memory in the phase that ends now. References by role
-        and rank; nothing waits, as a process answers before it does what it is asked later.
+    def write_processes(self) -> None:
+        """`processes.json`: role, rank, pid and node of every process, and where its notes are."""
+        found = [(process, process.place()) for process in self.processes()]
+        rows = [
+            {"role": process.role, "rank": process.rank, **asdict(place)}
+            for process, place in found
+            if place is not None
+        ]
+        write_whole(self.console.folder / "processes.json", json.dumps(rows, indent=1) + "\n")
+
+    def ask_readings(self, phase: str) -> list[Asked]:
+        """Ask every started process for its memory in the phase that ends now. Nothing waits, as a
+        process answers before it does what it is asked later.
         """
-        processes = {
-            f"{role}/{rank}": actor
-            for role, group in self._groups.items()
-            for rank, actor in enumerate(group.actors)
-        } | self._single
-        return {name: actor.end_phase.remote(phase) for name, actor in processes.items()}
+        return [process.send("end_phase", phase) for process in self.processes()]
+
+    def fetch_readings(self, asked: Sequence[Asked]) -> dict[str, Any]:
+        """What they answered, by role and rank; who died since has no reading."""
+        found = {}
+        for each in asked:
+            try:
+                found[each.process.name] = self.wait([each], "answer")[0]
+            except ProcessLostError:  # noted: whoever needs the process next brings it back
+                continue
+        return found
 
     def object_store_bytes(self) -> int:
         """Bytes that Ray's object stores hold now, all nodes together."""
@@ -283,7 +398,23 @@ class Session:
 
     def unload(self, role: str) -> None:
         """Free a role's copy, if it is held; its process stays for the next run."""
-        if role in self._groups:
-            ray.get(self._groups[role].call("unload"))
+        if role in self._groups and not self._groups[role].lost:
+            self._groups[role].ask("unload", limit="load")
         if role in self._single:
-            ray.get(self._single[role].unload.remote())
+            self._single[role].recipe = Recipe()
+            self.ask(role, "unload", limit="load")
+
+
+def _together(num_ranks: int) -> Demand:
+    """All roles on the GPUs of the trained copies."""
+    requests = tuple(
+        Request(role, num_ranks if role in ("policy", "critic") else 1) for role in ROLES
+    )
+    return Demand(requests, (ROLES,))
+
+
+def _on_cpu() -> bool:
+    """Whether the actors compute on a CPU; a cluster's driver may be on a machine without a GPU."""
+    if "RAY_ADDRESS" in os.environ:
+        return torch.version.cuda is None
+    return not torch.cuda.is_available()

@@ -96,6 +96,20 @@ class Memory(_Model):
     """What that took; part of the phases' seconds."""
 
 
+class RolloutAccount(_Model):
+    """Rollouts that an arm asked its engine for, and what became of them."""
+
+    asked: int = 0
+    judged: int = 0
+    """With a score."""
+    dropped: int = 0
+    """Without one: the prompt did not fit, the judge failed."""
+    lost: int = 0
+    """asked - judged - dropped; 0, or the arm stopped."""
+    doubled: int = 0
+    """Ids that came more than once; 0, or the arm stopped."""
+
+
 class MethodResult(_Model):
     """What one arm cost and what it bought."""
 
@@ -115,8 +129,12 @@ class MethodResult(_Model):
     """copy -> kind (`weights`, `gradients`, `optimizer`) -> bytes, from the tensors themselves."""
     memory: Memory = Field(default_factory=Memory)
     seconds_by_phase: dict[str, float] = Field(default_factory=dict)
+    core_seconds: dict[str, float] = Field(default_factory=dict)
+    """Process (role/rank, `driver`) -> CPU time of its threads over the rounds, as the operating
+    system counts it: hardly touched by what else the machine does."""
     rollouts: int = 0
     judge_calls: int = 0
+    account: RolloutAccount = Field(default_factory=RolloutAccount)
     dropped: dict[str, int] = Field(default_factory=dict)
     """Reason -> samples that were dropped and not trained on."""
     metrics: dict[str, Number] = Field(default_factory=dict)
@@ -126,6 +144,10 @@ class MethodResult(_Model):
     """The round whose model was kept and evaluated (`eval.keep_best`); null: the last one."""
     failure: str | None = None
     """Why the arm stopped early; null for an arm that finished."""
+
+    def training_bytes(self) -> int:
+        """Bytes of the copies that the training step needs, between its steps."""
+        return sum(sum(self.bytes_by_copy.get(copy, {}).values()) for copy in self.copies_train)
 
 
 class Comparison(_Model):

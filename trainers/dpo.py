@@ -33,6 +33,7 @@ class DPO(Method):
     copies = (Copy("policy", trained=True), Copy("reference", trained=False))
     signals = (Signal("ref_logprobs", "reference"),)
     refreshed = ("reference",)
+    rows_per_group = 2
 
     def __init__(self, config: DPOConfig):
         self.config = config

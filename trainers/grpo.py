@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +100,14 @@ class GRPO(Method):
             "groups/without_signal": float(flat),
             "groups/share_without_signal": flat / num_groups,
         }
+
+    def state(self) -> dict[str, Any]:
+        """The score's unit."""
+        return {"scale": self.scale.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.scale.load_state(state["scale"])
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

@@ -23,6 +23,7 @@ from trainers.batch import Batch, Group
 from trainers.config import OptimisationConfig
 from trainers.data.records import Correction, Sample, ScoredRollout
 from trainers.losses import Metrics
+from trainers.pairs import most_pairs
 from trainers.roles import Copy, Role, trained_roles
 
 TextModel = Callable[[Sequence[str]], list[str | None]]
@@ -102,6 +103,10 @@ class Method(ABC):
     refresh_rate: float = 1.0
     """How much of them: frozen := (1 - rate) * frozen + rate * policy. Below 1 they are a moving
     average, which nothing else can stand for."""
+    config: Any = None
+    """The method's own settings."""
+    rows_per_group: int = 1
+    """Rows that are never split, at most."""
     text_model: TextModel | None = None
     """Set where a run has one: writes text that the rows need."""
     driver_only: ClassVar[tuple[str, ...]] = ("text_model",)
@@ -118,6 +123,15 @@ class Method(ABC):
         recorded and selected from is the sample itself.
         """
         return sample
+
+    def most_groups(self, num_prompts: int, num_answers: int) -> int:
+        """Groups that a round can have at most, with `num_answers` to each prompt: the pairs that
+        may be mined of them, or every answer by itself.
+        """
+        pairs = getattr(self.config, "pairs", None)
+        if pairs is None:
+            return num_prompts * num_answers
+        return num_prompts * most_pairs(num_answers, pairs.strategy, pairs.max_pairs_per_prompt)
 
     def prepare(self, groups: Sequence[Group]) -> dict[str, float]:
         """Turn signals into targets, over the whole round's rows. Returns metrics."""
@@ -136,6 +150,18 @@ class Method(ABC):
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
         """Scalar loss of one micro-batch, already divided by the optimiser step's `totals`."""
+
+    def state(self) -> dict[str, Any]:
+        """What the method keeps from round to round, as JSON values: its part of a checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`.
+
+        Raises:
+            KeyError: it lacks something; names it.
+        """
+        assert not state, f"{self.name} keeps nothing, yet there is {sorted(state)}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in self.driver_only}

@@ -37,6 +37,7 @@ class NSFT(Method):
 
     name = "nsft"
     copies = (Copy("policy", trained=True),)
+    rows_per_group = 2
 
     def __init__(self, config: NSFTConfig):
         self.config = config

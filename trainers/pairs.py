@@ -159,6 +159,24 @@ def _candidates(
     return list(found.values())
 
 
+def most_pairs(num_answers: int, strategy: Strategy, max_pairs_per_prompt: int) -> int:
+    """Pairs that one prompt can have at most: 4 answers have 6 two-combinations, and 2 pairs in
+    which each is used once.
+    """
+    every = num_answers * (num_answers - 1) // 2
+    match strategy:
+        case "all_ranks":
+            return every
+        case "best_random":
+            return min(1, every)
+        case "best_worst":
+            return min(max_pairs_per_prompt, num_answers // 2)
+        case "all":
+            return min(max_pairs_per_prompt, every)
+        case _:
+            assert_never(strategy)
+
+
 def _choose(candidates: list[Candidate], strategy: Strategy, limit: int) -> list[Candidate]:
     """One sample's pairs, from its candidates in random order."""
     match strategy:

@@ -43,6 +43,7 @@ class POVID(Method):
 
     def __init__(self, config: POVIDConfig):
         self.config = config
+        self.rows_per_group = 1 + bool(config.text_coef) + bool(config.noise_coef)
 
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
@@ -75,20 +76,16 @@ class POVID(Method):
             warmup_steps=config.warmup_steps,
         )
 
-    @property
-    def _rows_per_group(self) -> int:
-        return 1 + bool(self.config.text_coef) + bool(self.config.noise_coef)
-
     def totals(self, batch: Batch) -> dict[str, float]:
         """Counts that the loss divides by."""
-        return {"groups": batch.num_rows / self._rows_per_group}
+        return {"groups": batch.num_rows / self.rows_per_group}
 
     def loss(
         self, role: Role, outputs: Outputs, batch: Batch, totals: Mapping[str, float]
     ) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch as a share of the optimiser step, and metrics."""
         assert outputs.logprobs_BR is not None
-        config, step = self.config, self._rows_per_group
+        config, step = self.config, self.rows_per_group
         logprobs_B = (outputs.logprobs_BR * batch.mask_BR).sum(1)
         ratio_B = logprobs_B - batch.tokens["ref_logprobs"].sum(1)
         # Groups are never split, so every step-th row is a chosen one.

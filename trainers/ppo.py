@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,6 +123,15 @@ class PPO(Method):
             "val/explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
         }
 
+    def state(self) -> dict[str, Any]:
+        """The score's unit, and how many rounds have been trained: of the critic's warm-up."""
+        return {"scale": self.scale.state(), "rounds": self.rounds}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.scale.load_state(state["scale"])
+        self.rounds = state["rounds"]
+
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""
         config = self.config
@@ -132,7 +142,7 @@ class PPO(Method):
                 minibatch_size=config.critic_minibatch_size,
                 warmup_steps=config.warmup_steps,
             )
-        warming_up = self.rounds <= config.critic_warmup_rounds
+        warming_up = 0 < self.rounds <= config.critic_warmup_rounds
         return Optimisation(
             learning_rate=config.learning_rate,
             epochs=0 if warming_up else config.epochs,

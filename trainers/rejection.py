@@ -34,6 +34,10 @@ class Rejection(Method):
     def __init__(self, config: RejectionConfig):
         self.config = config
 
+    def most_groups(self, num_prompts: int, num_answers: int) -> int:
+        """The best answer to each prompt."""
+        return num_prompts
+
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:

@@ -188,21 +188,16 @@ def _tied(one: Metrics, other: Metrics, key: str) -> bool:
     return abs((one.get(key) or 0.0) - (other.get(key) or 0.0)) <= 2 * error
 
 
-def training_bytes(arm: MethodResult) -> int:
-    """Bytes of the copies that the training step needs."""
-    return sum(sum(arm.bytes_by_copy.get(copy, {}).values()) for copy in arm.copies_train)
-
-
 def _cards(comparison: Comparison) -> str:
     arms = list(comparison.arms())
     base = comparison.base.metrics
-    most = max((training_bytes(arm) for _, arm in arms), default=0)
+    most = max((arm.training_bytes() for _, arm in arms), default=0)
     longest = max((sum(arm.seconds_by_phase.values()) for _, arm in arms), default=0.0)
     cards = ""
     for name, arm in arms:
         chair, before = arm.metrics.get("chair_i"), base.get("chair_i")
         copies = "".join(f'<b class="solid">{escape(copy)}</b>' for copy in arm.copies_train)
-        held, seconds = training_bytes(arm), sum(arm.seconds_by_phase.values())
+        held, seconds = arm.training_bytes(), sum(arm.seconds_by_phase.values())
         rows = '<div class="group">costs</div>'
         rows += _meter("memory", human_bytes(held), held / most if most else 0, True)
         rows += _meter("time", f"{seconds:.0f} s", seconds / longest if longest else 0, True)
@@ -290,7 +285,7 @@ def _row(name: str, metrics: Metrics, base: Metrics, arm: MethodResult | None, c
         costs = [
             f"<b>{len(arm.copies_train)}</b>",
             str(len(arm.copies_loop)),
-            human_bytes(training_bytes(arm)),
+            human_bytes(arm.training_bytes()),
             human_bytes(loop),
             f"{sum(arm.seconds_by_phase.values()):.0f}",
             f"{arm.rollouts:,}",

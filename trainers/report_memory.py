@@ -63,7 +63,7 @@ def _panel(
     held = [copy for copy in arm.copies_train if copy in copies]
     order = [*held, *(copy for copy in copies if copy not in held)]
     rows = "".join(_bar(copy, copies[copy], widest, colors, copy not in held) for copy in order)
-    training = sum(sum(arm.bytes_by_copy.get(copy, {}).values()) for copy in arm.copies_train)
+    training = arm.training_bytes()
     loop = sum(sum(kinds.values()) for kinds in arm.bytes_by_copy.values())
     phases = "".join(
         _bar(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -63,6 +64,14 @@ class RewardWeighted(Method):
                 groups.append((row,))
         stats["weights/effective_responses"] = effective / max(len(prompts), 1)
         return Selection(groups, stats, why_empty="no response has a score and ended by itself")
+
+    def state(self) -> dict[str, Any]:
+        """The score's unit."""
+        return {"scale": self.scale.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.scale.load_state(state["scale"])
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

@@ -52,6 +52,12 @@ class RPO(Method):
 
     def __init__(self, config: RPOConfig):
         self.config = config
+        self.rows_per_group = 2 * config.contrast_size
+
+    def most_groups(self, num_prompts: int, num_answers: int) -> int:
+        """Sets that a round can have at most."""
+        size: int = self.config.contrast_size
+        return math.ceil(super().most_groups(num_prompts, num_answers) / size)
 
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random

@@ -14,12 +14,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from trainers.batch import Group
 from trainers.config import DPOConfig, SAPOConfig
 from trainers.data.records import Sample, ScoredRollout
 from trainers.dpo import DPO
 from trainers.method import Selection
+from trainers.row_state import row_from, row_state
 
 
 class SAPO(DPO):
@@ -35,6 +37,10 @@ class SAPO(DPO):
         self.replay = PairReplay(config.replay_capacity)
         self.replay_draws = config.replay_draws
 
+    def most_groups(self, num_prompts: int, num_answers: int) -> int:
+        """As many as are drawn, which is what came unless it is set."""
+        return self.replay_draws or super().most_groups(num_prompts, num_answers)
+
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:
@@ -48,6 +54,14 @@ class SAPO(DPO):
         stats["replay/drawn"] = float(len(drawn))
         return Selection(drawn, stats)
 
+    def state(self) -> dict[str, Any]:
+        """The buffer."""
+        return {"replay": self.replay.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.replay.load_state(state["replay"])
+
 
 class PairReplay:
     """The latest `capacity` groups, first in first out, and how often each was drawn."""
@@ -59,6 +73,16 @@ class PairReplay:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    def state(self) -> dict[str, Any]:
+        """Groups and uses."""
+        groups = [[row_state(row) for row in group] for group in self._groups]
+        return {"groups": groups, "uses": list(self._uses)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self._groups = [tuple(row_from(row) for row in group) for group in state["groups"]]
+        self._uses = list(state["uses"])
 
     def add(self, groups: Sequence[Group]) -> None:
         """Append; the oldest leave when there are too many."""

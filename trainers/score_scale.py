@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,14 @@ class ScoreScale:
         self.limit = limit
         self.mean: float | None = None
         self.std = 1.0
+
+    def state(self) -> dict[str, float | None]:
+        """The scale, for a checkpoint."""
+        return {"mean": self.mean, "std": self.std}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the scale of `state()`."""
+        self.mean, self.std = state["mean"], state["std"]
 
     def fit(self, scores: Sequence[float]) -> None:
         """Take mean and spread of a round's scores, unless they are known already."""

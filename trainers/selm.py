@@ -35,6 +35,7 @@ class SELM(Method):
     copies = (Copy("policy", trained=True), Copy("reference", trained=False))
     signals = (Signal("ref_logprobs", "reference"),)
     refreshed = ("reference",)
+    rows_per_group = 3
 
     def __init__(self, config: SELMConfig):
         self.config = config

@@ -33,6 +33,12 @@ class SFT(Method):
     def __init__(self, config: SFTConfig):
         self.config = config
 
+    def most_groups(self, num_prompts: int, num_answers: int) -> int:
+        """The chosen answers of all pairs, or the data's answer to each prompt."""
+        if self.config.target == "data":
+            return num_prompts
+        return super().most_groups(num_prompts, num_answers)
+
     def select(
         self, scored: Sequence[ScoredRollout], samples: Mapping[str, Sample], rng: random.Random
     ) -> Selection:

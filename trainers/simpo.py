@@ -31,6 +31,7 @@ class SimPO(Method):
 
     name = "simpo"
     copies = (Copy("policy", trained=True),)
+    rows_per_group = 2
 
     def __init__(self, config: SimPOConfig):
         self.config = config

@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -84,6 +85,14 @@ class SteerLM(Method):
         words = [f"{self.config.attributes[n]} {self.config.levels[i]}" for n, i in levels.items()]
         *before, last = sample.prompt
         return replace(sample, prompt=(*before, replace(last, text=" ".join([last.text, *words]))))
+
+    def state(self) -> dict[str, Any]:
+        """Where the levels meet."""
+        return {"boundaries": self.boundaries}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.boundaries = {name: list(values) for name, values in state["boundaries"].items()}
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

@@ -16,15 +16,28 @@ examples:
   quartet plan --model qwen2.5-vl-7b --gpu h100
   quartet plan --model llava-1.5-7b --gpu 24gb --lora 64 --reference adapter_off
   quartet plan --model ./my-model --gpu a100-80 --gpus 8 --method ppo --offload optimizer --json
+  quartet plan --placement --nodes 4 --gpus 8 --placement.gpus '{policy: 8, rollout: 8}'
 """
+OWN = (
+    "--model", "--gpu", "--gpus", "--gpus-per-node", "--nodes", "--method", "--zero", "--lora",
+    "--lora-vision", "--reference", "--critic", "--offload", "--sleep", "--time-slice",
+    "--no-checkpointing", "--float32", "--micro-batch", "--prompt", "--response", "--images",
+    "--sequences", "--chunk", "--placement", "--config", "--json",
+)  # fmt: skip
+"""What is not a setting."""
 
 
 def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
     """Put the planner's options on `parser`."""
     add = parser.add_argument
-    add("--model", required=True, help="preset name, or a folder with a config.json")
+    add("--model", help="preset name, or a folder with a config.json")
     add("--gpu", default="h100", help="card by name (h100, a100-40, rtx4090) or size (24gb)")
-    add("--gpus", type=_count, help="number of GPUs (default: the smallest that fits)")
+    add(
+        "--gpus",
+        "--gpus-per-node",
+        type=_count,
+        help="number of GPUs (default: the smallest that fits)",
+    )
     add("--nodes", type=_count, help="number of nodes; with --gpus, GPUs of each")
     add("--method", default="all", choices=("all", *methods), help="all: ppo, dpo, nsft, sft")
     add("--zero", type=int, default=3, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage (3)")
@@ -53,6 +66,13 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--images", type=_count, default=1, help="per prompt (1)")
     add("--sequences", type=_count, default=32, help="responses that an engine writes at once (32)")
     add("--chunk", type=_count, default=512, metavar="TOKENS", help="logits at once (512)")
+    add(
+        "--placement",
+        action="store_true",
+        help="instead: which process is on which GPU of --nodes (1) times --gpus (8), and the "
+        "derivation of the batch sizes; takes a run's settings",
+    )
+    add("--config", help="with --placement: YAML with a run's settings")
     add("--json", action="store_true", help="print JSON only")
 
 

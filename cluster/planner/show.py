@@ -10,7 +10,7 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config import COMPARED
+from cluster.method_names import COMPARED
 from cluster.planner.architectures import Architecture, load_architecture
 from cluster.planner.gpus import Gpu, find_gpu
 from cluster.planner.options import settings_of

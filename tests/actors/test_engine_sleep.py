@@ -173,18 +173,16 @@ def test_what_does_not_fit_says_what_is_needed_and_free():
 class RecordingLLM:
     """vLLM's calls in order, for the path that needs a GPU: weights of 4 GiB, a cache of 2 GiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.llm_engine = self
+        self.workers = workers
 
     def collective_rpc(self, function: Any) -> list[Any]:
-        weights = [torch.empty(GIB, device="meta")]
-        answers = {
-            engine_memory._weight_bytes: (4 * GIB, 0),
-            engine_memory._weights: weights,
-            engine_memory._kv_caches: [torch.empty(0)],
-        }
-        return [answers[function]]
+        if function is engine_memory._free_bytes:
+            return [function(None) for _ in range(self.workers)]
+        held = {engine_memory._weight_bytes: (4 * GIB, 0), engine_memory._kv_bytes: 2 * GIB}
+        return [held[function]] * self.workers
 
     def sleep(self, level: int) -> None:
         self.calls.append(("sleep", level))
@@ -203,7 +201,6 @@ class RecordingLLM:
 def test_on_a_gpu_the_calls_are_staged_and_memory_is_looked_at_first(monkeypatch):
     free = [5 * GIB]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 * GIB))
-    monkeypatch.setattr(engine_memory, "storage_sum", lambda tensors: 2 * GIB)
     monkeypatch.setattr(VllmMover, "sleeps_in_parts", lambda self: True)
     llm = RecordingLLM()
     memory = EngineMemory(llm, 4 * GIB, on_gpu=True)
@@ -225,10 +222,21 @@ def test_on_a_gpu_the_calls_are_staged_and_memory_is_looked_at_first(monkeypatch
     assert memory.on_device() == both
 
 
+def test_devices_of_one_engine_are_counted_together_and_looked_at_one_by_one(monkeypatch):
+    free = [80 * GIB, 80 * GIB]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free.pop(0), 80 * GIB))
+    monkeypatch.setattr(VllmMover, "sleeps_in_parts", lambda self: True)
+    memory = EngineMemory(RecordingLLM(workers=2), 8 * GIB, on_gpu=True)
+    assert memory.on_device() == {"weights": 8 * GIB, "kv_cache": 4 * GIB}
+    assert memory.sleep() == 8 * GIB == memory.wake_weights()
+    free[:] = [80 * GIB, GIB]  # each needs 2 GiB; the second has not
+    with pytest.raises(UserError, match=r"needs 2\.00 GiB .* and 1\.00 GiB are free"):
+        memory.wake_kv_cache()
+
+
 @pytest.mark.parametrize("in_parts", [True, False])
 def test_an_older_vllm_is_woken_whole_before_it_sleeps(monkeypatch, in_parts):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 * GIB, 80 * GIB))
-    monkeypatch.setattr(engine_memory, "storage_sum", lambda tensors: 2 * GIB)
     monkeypatch.setattr(VllmMover, "sleeps_in_parts", lambda self: in_parts)
     llm = RecordingLLM()
     memory = EngineMemory(llm, 4 * GIB, on_gpu=True)

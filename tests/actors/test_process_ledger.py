@@ -54,6 +54,23 @@ def test_what_nobody_claims_is_a_row():
     assert reading.copies["process"]["unattributed"] >= forgotten.nbytes
 
 
+def test_the_copy_that_adds_most_sets_the_peak():
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    held = {"policy": {"weights": MIB}, "critic": {"weights": MIB}}
+    for copy, size in (("policy", 2), ("critic", 4), ("small", 1)):
+        with meter.track("train", copy, size, lambda: {"weights": [weights]}, None):
+            torch.ones(size * MIB // 4)
+    reading = meter.read("train", held)
+    assert reading.copies["critic"] == {"weights": MIB, "activations": 4 * MIB}
+    assert reading.copies["policy"] == {"weights": MIB} and "small" not in reading.copies
+
+
+def test_core_seconds_are_the_process_own():
+    before = PhaseMeter().read("train", {}).cpu_seconds
+    torch.randn(800, 800) @ torch.randn(800, 800)
+    assert PhaseMeter().read("train", {}).cpu_seconds > before
+
+
 def test_a_parked_copy_that_worked_was_alone():
     meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
     work(meter, "logprobs", 4, weights)

@@ -79,3 +79,32 @@ def test_names_are_those_of_the_file(tiny_model):
         assert set(tensors) == set(file.keys())
         for name, tensor in tensors.items():
             assert torch.equal(tensor, file.get_tensor(name)), name
+
+
+def test_partitioned_weights_are_gathered_a_part_at_a_time(train_actor, tiny_model, store):
+    import deepspeed
+
+    from actors.train_spec import TrainSpec
+
+    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root), zero_stage=3)
+    train_actor.load(spec)
+    vlm = train_actor._engine.module.vlm
+    whole: list[int] = []
+
+    class Counted(deepspeed.zero.GatheredParameters):
+        def __enter__(self):
+            entered = super().__enter__()
+            whole.append(sum(p.nbytes for p in vlm.parameters() if p.numel() == p.ds_numel))
+            return entered
+
+    limit = 2**18
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deepspeed.zero, "GatheredParameters", Counted)
+        tensors = dict(checkpoint_tensors(vlm, gather=True, gather_bytes=limit))
+        assert not dict(checkpoint_tensors(vlm, gather=True, keep=False))
+    plain = dict(checkpoint_tensors(load_vlm(tiny_model)))
+    assert tensors.keys() == plain.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in plain.items())
+    kept = min(whole)  # the small ones, which ZeRO-3 never partitions
+    largest = max(tensor.nbytes for tensor in plain.values())
+    assert len(whole) > 4 and max(whole) - kept <= max(limit, largest)

@@ -8,8 +8,10 @@ import pytest
 
 from cluster.config import METHODS, CompareConfig, RunConfig
 from cluster.config_text import read_yaml, validate
+from cluster.seeds import read_orderings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+ORDERINGS = EXAMPLES / "comparisons" / "orderings.yaml"
 
 
 @pytest.mark.parametrize("name", ["compare", "ppo", "dpo", "nsft"])
@@ -37,9 +39,21 @@ def leaves(values, prefix=""):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((EXAMPLES / "comparisons").glob("*.yaml")), ids=lambda p: p.stem
+    "path",
+    sorted({*(EXAMPLES / "comparisons").glob("*.yaml")} - {ORDERINGS}),
+    ids=lambda p: p.stem,
 )
 def test_arms_of_a_comparison_can_run(path):
     config = validate(CompareConfig, read_yaml(path), str(path))
     for name in config.arms:
         assert config.arm(name).name == name
+
+
+def test_orderings_are_of_arms_that_the_comparisons_have():
+    arms = {
+        name
+        for kind in ("methods", "judges")
+        for name in read_yaml(EXAMPLES / "comparisons" / f"{kind}.yaml")["arms"]
+    }
+    for ordering in read_orderings(str(ORDERINGS)):
+        assert {ordering.better, ordering.worse} <= {*arms, "base"}

@@ -12,7 +12,7 @@ from trainers.roles import Copy
 
 
 class Processes:
-    """Answers with the number of questions so far as the policy's bytes."""
+    """Answers with the number of questions so far as the policy's bytes and core-seconds."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -21,7 +21,11 @@ class Processes:
     def ask_readings(self, phase: str) -> dict[str, Reading]:
         self.asked += 1
         copies = {"policy": {"weights": self.asked}}
-        return {"policy/0": Reading(copies=copies, runtime=0, source="storages")}
+        reading = Reading(copies=copies, runtime=0, source="storages", cpu_seconds=self.asked)
+        return {"policy/0": reading}
+
+    def fetch_readings(self, asked: dict[str, Reading]) -> dict[str, Reading]:
+        return dict(asked)
 
     def object_store_bytes(self) -> int:
         self.looks += 1
@@ -29,8 +33,7 @@ class Processes:
 
 
 @pytest.fixture
-def ledger(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.ledger.ray.get", lambda references: references)
+def ledger(tmp_path):
     return Ledger(Processes(), (Copy("policy", trained=True),), tmp_path)
 
 
@@ -42,11 +45,20 @@ def test_rows_are_fetched_at_the_next_phase_and_belong_to_theirs(ledger):
     ledger.end_phase(1, "generate")
     assert ledger.rows == []
     ledger.end_phase(1, "train")
-    assert weights(read_rows(ledger.path)) == [(1, "generate", 1)]
+    assert weights(read_rows(ledger.path)) == [(1, "generate", 2)]
     ledger.summary(Memory())
-    assert weights(read_rows(ledger.path)) == [(1, "generate", 1), (1, "train", 2)]
+    assert weights(read_rows(ledger.path)) == [(1, "generate", 2), (1, "train", 3)]
     ledger.fetch()
-    assert weights(ledger.rows) == [(1, "generate", 1), (1, "train", 2)]
+    assert weights(ledger.rows) == [(1, "generate", 2), (1, "train", 3)]
+
+
+def test_core_seconds_count_from_the_ledgers_start(ledger):
+    for phase in ("generate", "train"):
+        ledger.end_phase(1, phase)
+    seconds = ledger.core_seconds()
+    assert seconds["policy/0"] == 3 - 1 and seconds["driver"] > 0
+    ledger.end_phase(2, "generate")
+    assert ledger.core_seconds()["policy/0"] == 4 - 1
 
 
 def test_the_object_store_is_looked_at_in_few_rounds(ledger):

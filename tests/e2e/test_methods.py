@@ -274,7 +274,9 @@ def test_a_recorded_arm_trains_another_method_without_generating(stack, folder):
     assert "generate" not in arm.seconds_by_phase and arm.judge_calls == 0
 
 
-def user_run(stack, folder, judge: str, output: str, **data: Any) -> tuple[int, Any]:
+def user_run(
+    stack, folder, judge: str, output: str, *, parity_tolerance: float = 1e-4, **data: Any
+) -> tuple[int, Any]:
     from cluster.base_model import cache_root
     from cluster.run import train
     from trainers.comparison import load
@@ -289,6 +291,7 @@ def user_run(stack, folder, judge: str, output: str, **data: Any) -> tuple[int, 
         "method": {"name": "sft", "pairs": {"margin": 0.0}},
         "eval": {"num_scenes": 2, "num_curve_scenes": 0},
         "data": data,
+        "train": {**SMALL.get("train", {}), "parity_tolerance": parity_tolerance},
     }
     from cluster.failures import RunStoppedError
 
@@ -305,6 +308,13 @@ def test_a_users_function_judges(stack, folder):
     assert code == 0 and arm.failure is None
     assert arm.curve[-1].extra["steps"] >= 1
     assert "judge" not in arm.bytes_by_copy  # it holds no model
+
+
+def test_a_stopped_run_says_why_and_keeps_its_memory(stack, folder):
+    judge = "tests.e2e.judge_functions:length"
+    code, arm = user_run(stack, folder, judge, "stopped", parity_tolerance=1e-30)
+    assert code == 1 and "train.parity_tolerance=1e-30" in arm.failure
+    assert {"train", "sync"} <= arm.memory.device_bytes_by_phase.keys()
 
 
 def test_a_users_file_gives_the_prompts(stack, folder):

@@ -46,7 +46,7 @@ def test_copies(name, training, loop):
 
 
 def test_every_method_is_declared_above_and_on_the_command_line():
-    from cluster.cli import METHOD_NAMES
+    from cluster.method_names import METHOD_NAMES
 
     (declared,) = (mark for mark in test_copies.pytestmark if mark.name == "parametrize")
     assert {name for name, *_ in declared.args[1]} == set(CONFIGS) == set(METHOD_NAMES)

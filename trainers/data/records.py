@@ -98,7 +98,8 @@ class Rollout:
     """Natural log of the sampling distribution (after temperature and bans), one per token; empty
     where no policy sampled the whole response (`source`)."""
     policy_version: int
-    """Number of weight syncs that the engine had received when it sampled this."""
+    """Of the weights it was sampled from: 1 those that the run starts with, 2 those after its first
+    round; 0 any other than the policy's."""
     seed: int
     """Of the engine call that sampled this; a call's rollouts differ by chance alone."""
     temperature: float

@@ -155,14 +155,10 @@ class Rank(TrainActor):
 
 @pytest.fixture(scope="module")
 def ranks(shared_session):
-    from cluster.session import TrainGroup
-
-    make = ray.remote(Rank).options(num_cpus=0)
-    group = TrainGroup([make.remote(rank=rank, world_size=2, num_threads=1) for rank in range(2)])
+    group = shared_session.ranks("policy", 2, 1, Rank)
     group.connect()
     yield group
-    for actor in group.actors:
-        ray.kill(actor)
+    group.end()
 
 
 @pytest.mark.slow

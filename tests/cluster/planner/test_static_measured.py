@@ -189,29 +189,24 @@ class Overridden(TrainActor):
             super().load(spec)
 
 
-def ranks_of(kind: type[TrainActor]):
-    from cluster.session import TrainGroup
-
-    make = ray.remote(kind).options(num_cpus=0)
-    group = TrainGroup([make.remote(rank=rank, world_size=2, num_threads=1) for rank in range(2)])
+def ranks_of(session, kind: type[TrainActor]):
+    group = session.ranks("policy", 2, 1, kind)
     group.connect()
     return group
 
 
 @pytest.fixture(scope="module")
 def two(shared_session):
-    group = ranks_of(TrainActor)
+    group = ranks_of(shared_session, TrainActor)
     yield group
-    for rank in group.actors:
-        ray.kill(rank)
+    group.end()
 
 
 @pytest.fixture(scope="module")
 def two_overridden(shared_session):
-    group = ranks_of(Overridden)
+    group = ranks_of(shared_session, Overridden)
     yield group
-    for rank in group.actors:
-        ray.kill(rank)
+    group.end()
 
 
 def check_two_ranks(group, spec: TrainSpec, processing, samples, **options: int) -> None:

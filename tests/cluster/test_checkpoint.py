@@ -1,0 +1,377 @@
+"""Checkpoint folders: whole or not there, checked file by file, and what goes on from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import preemption
+from cluster.best import BestRound
+from cluster.fingerprint import ENDS, fingerprint
+from cluster.preemption import Preempted, finishing, preemptible
+from cluster.resume import ABANDONED, changed, prepare, recorded, resume_compare, resume_train
+from cluster.run_state import STATE, RunState, read_state
+from cluster.session import Clock
+from trainers import checkpoint
+from trainers.comparison import MethodResult
+from trainers.data.errors import UserError
+from trainers.random_state import random_state, set_random_state, set_state_of, state_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def fill(folder: Path) -> None:
+    (folder / "engine").mkdir()
+    (folder / "engine" / "policy-00001.safetensors").write_bytes(b"weights" * 1000)
+    (folder / STATE).write_text("{}")
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def root(tmp_path):
+    checkpoint.write(tmp_path, 3, fill)
+    return tmp_path
+
+
+def test_a_checkpoint_is_what_was_filled_and_a_manifest_of_it(root):
+    (path,) = root.iterdir()
+    assert path == root / "round_000003" and checkpoint.rounds(root) == [3]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["round"] == 3
+    assert manifest["files"].keys() == tree(path) - {"manifest.json"}
+    assert manifest["files"]["engine/policy-00001.safetensors"]["bytes"] == 7000
+    checkpoint.verify(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "lacks this file"),
+        (lambda path: path.write_bytes(b"weights" * 999), "has 6993 bytes, not 7000"),
+        (lambda path: path.write_bytes(b"weightZ" * 1000), "checksum does not match"),
+    ],
+)
+def test_what_is_damaged_is_named(root, damage, message):
+    path = root / "round_000003" / "engine" / "policy-00001.safetensors"
+    damage(path)
+    with pytest.raises(UserError, match=message) as error:
+        checkpoint.verify(path.parents[1])
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"schema_version": 1}'])
+def test_without_its_manifest_a_folder_is_no_checkpoint(root, text):
+    manifest = root / "round_000003" / "manifest.json"
+    manifest.unlink() if text is None else manifest.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: missing or damaged"):
+        checkpoint.verify(manifest.parent)
+
+
+def test_another_version_is_refused(root):
+    manifest = root / "round_000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 9'))
+    with pytest.raises(UserError, match="schema version 9"):
+        checkpoint.verify(manifest.parent)
+
+
+def test_a_failure_leaves_the_older_one_and_nothing_else(root):
+    def fail(folder):
+        fill(folder)
+        raise RuntimeError
+
+    before = tree(root)
+    for number in (3, 4):
+        with pytest.raises(RuntimeError):
+            checkpoint.write(root, number, fail)
+        assert tree(root) == before
+    checkpoint.verify(root / "round_000003")
+
+
+def test_a_kill_leaves_the_older_one_and_the_next_one_can_be_written(root):
+    code = """
+import os, sys
+from pathlib import Path
+from tests.cluster.test_checkpoint import checkpoint, fill
+
+def killed(folder):
+    fill(folder)
+    os.kill(os.getpid(), 9)
+
+checkpoint.write(Path(sys.argv[1]), 4, killed)
+"""
+    run = subprocess.run([sys.executable, "-c", code, root], cwd=ROOT, check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert checkpoint.rounds(root) == [3]
+    checkpoint.verify(root / "round_000003")
+    checkpoint.write(root, 4, fill)
+    assert checkpoint.rounds(root) == [3, 4] and len(list(root.iterdir())) == 2
+
+
+def test_a_full_disk_leaves_the_older_one(tmp_path):
+    """A file system of 64 KiB, in a mount namespace of its own."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    code = """
+import errno, sys
+from pathlib import Path
+from tests.cluster.test_checkpoint import checkpoint, fill
+
+def too_much(folder):
+    fill(folder)
+    (folder / "more").write_bytes(bytes(100_000))
+
+root = Path(sys.argv[1])
+checkpoint.write(root, 1, fill)
+try:
+    checkpoint.write(root, 2, too_much)
+except OSError as error:
+    assert error.errno == errno.ENOSPC, error
+else:
+    sys.exit("there was room")
+assert checkpoint.rounds(root) == [1] and len(list(root.iterdir())) == 1
+checkpoint.verify(root / "round_000001")
+checkpoint.write(root, 2, fill)
+"""
+    script = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", tmp_path, sys.executable, code]
+    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_removing_takes_the_name_away_first(root, monkeypatch):
+    def killed(path, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.remove(root, 3)
+    assert checkpoint.rounds(root) == [3] or not (root / "round_000003").exists()
+
+
+@given(st.sets(st.integers(1, 50)), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 50)))
+def test_the_latest_and_the_best_stay(numbers, keep, best):
+    gone = set(checkpoint.superseded(numbers, keep=keep, best=best))
+    left = numbers - gone
+    assert set(sorted(numbers)[-keep:]) <= left
+    assert best not in gone
+    assert len(left) <= keep + 1
+
+
+# States -----------------------------------------------------------------------------------------
+
+
+def test_generators_go_on_as_they_would_have():
+    generator = random.Random(3)
+    generator.gauss(0, 1)  # keeps a second number for the next call
+    np.random.seed(1)  # noqa: NPY002
+    np.random.standard_normal()  # noqa: NPY002
+
+    def draw():
+        return (
+            random.random(),
+            generator.gauss(0, 1),
+            np.random.standard_normal(3).tolist(),  # noqa: NPY002
+            torch.randn(3).tolist(),
+        )
+
+    saved = json.loads(json.dumps({"own": state_of(generator), "all": random_state()}))
+    expected = draw()
+    draw()
+    set_state_of(generator, saved["own"])
+    set_random_state(saved["all"])
+    assert draw() == expected
+
+
+def state(**changes) -> RunState:
+    values = {
+        "round": 3,
+        "method": "dpo",
+        "seed": 0,
+        "trained": ["policy"],
+        "ranks": 1,
+        "rng": state_of(random.Random(0)),
+        "random": random_state(),
+        "method_state": {"scale": {"mean": 0.1 + 0.2, "std": 1e-17}},
+        "policy_version": 4,
+        "best": None,
+        "result": MethodResult(method="dpo", rollouts=12),
+        "spans": [("train", 0.0, 1.5)],
+        "files": {"metrics.jsonl": 10},
+        "log": 20,
+        "made_of": {"the model": "01234567"},
+    }
+    return RunState(**values | changes)
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path):
+    saved = state()
+    (tmp_path / STATE).write_text(saved.model_dump_json())
+    assert read_state(tmp_path) == saved
+
+
+@pytest.mark.parametrize("key", sorted(RunState.model_fields))
+def test_a_state_that_lacks_something_is_refused_by_name(tmp_path, key):
+    values = json.loads(state().model_dump_json())
+    del values[key]
+    (tmp_path / STATE).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"state\.json: {key}: field required"):
+        read_state(tmp_path)
+
+
+def test_a_clock_goes_on_where_the_other_stopped():
+    clock = Clock()
+    clock.go_on([("load", 0.0, 2.0), ("train", 2.0, 100.0)])
+    with clock.phase("train"):
+        pass
+    name, begun, ended = clock.spans[-1]
+    assert name == "train" and 100.0 <= begun <= ended < 101.0
+    assert 98.0 <= clock.seconds()["train"] < 99.0
+
+
+def test_models_and_data_are_known_by_names_sizes_and_ends(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    weights = model / "model.safetensors"
+    weights.write_bytes(bytes(3 * ENDS))
+    known = fingerprint(model)
+    (model / "README.md").write_text("of no account")
+    assert fingerprint(model) == known
+    weights.write_bytes(bytes(3 * ENDS - 1) + b"1")
+    assert fingerprint(model) != known
+    weights.write_bytes(bytes(3 * ENDS + 1))
+    assert fingerprint(model) != known
+    assert fingerprint(weights) == fingerprint(weights) != fingerprint(model / "README.md")
+
+
+# Going on ---------------------------------------------------------------------------------------
+
+
+def test_only_length_and_placement_may_change():
+    values = {"rounds": 2, "train": {"num_ranks": 2, "bf16": False}, "seed": 0}
+    free = {"rounds": 5, "train": {"num_ranks": 1}, "checkpoint": {"keep": 1}}
+    assert changed(values, free)["train"] == {"num_ranks": 1, "bf16": False}
+    for key, other in (
+        ("seed", {"seed": 1}),
+        ("train.bf16", {"rounds": 3, "train": {"bf16": True}}),
+        ("method.beta", {"method": {"beta": 0.5}}),
+    ):
+        with pytest.raises(UserError, match=f"--{key}: a resumed run keeps its settings"):
+            changed(values, other)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        recorded(tmp_path)
+    (tmp_path / "config.yaml").write_text("arms: {dpo: {}}\n")
+    with pytest.raises(UserError, match="quartet compare --resume"):
+        resume_train(tmp_path, {})
+    (tmp_path / "config.yaml").write_text("rounds: 2\n")
+    with pytest.raises(UserError, match="quartet train --resume"):
+        resume_compare(tmp_path, {})
+
+
+def test_what_the_log_said_later_goes_to_another_file(tmp_path):
+    def fill_state(folder):
+        (folder / STATE).write_text(state(log=7).model_dump_json())
+
+    prepare(tmp_path)  # no checkpoint: the log stays
+    (tmp_path / "run.log").write_text("before\nafter\n")
+    checkpoint.write(tmp_path / "checkpoints", 3, fill_state)
+    for _ in range(2):  # the second time there is nothing left to move
+        prepare(tmp_path)
+        assert (tmp_path / "run.log").read_text() == "before\n"
+        assert (tmp_path / ABANDONED).read_text() == "after\n"
+    (tmp_path / "checkpoints" / "round_000003" / STATE).unlink()
+    with pytest.raises(UserError, match=r"state\.json: the checkpoint lacks this file"):
+        prepare(tmp_path)
+
+
+def test_the_best_rounds_of_checkpoints_stay(tmp_path):
+    best = BestRound(SimpleNamespace(folder=tmp_path), "chair_i")
+    for number in (1, 2, 4):
+        (tmp_path / "best" / f"round_{number:06d}").mkdir(parents=True)
+    best.go_on(4, 0.1)
+    best.keep_only({2})
+    assert sorted(p.name for p in best.folder.iterdir()) == ["round_000002", "round_000004"]
+    best.folder.joinpath("round_000004").rename(tmp_path / "final")
+    best.go_on(4, 0.1)  # the run had ended: its model is the best one
+    assert best.path == tmp_path / "best" / "round_000004" and best.path.is_dir()
+    with pytest.raises(UserError, match="round_000003: the best round's model is missing"):
+        best.go_on(3, 0.1)
+
+
+# SIGTERM ----------------------------------------------------------------------------------------
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0)  # the handler runs between two bytecodes
+
+
+def stopped_at_once() -> None:
+    with preemptible("quartet train --resume RUN"):
+        terminate()
+        pytest.fail("nobody stopped")
+
+
+def test_sigterm_abandons_what_is_under_way():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="go on with: quartet train --resume RUN"):
+        stopped_at_once()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def stopped_after(done: list[str], *, failing: bool = False) -> None:
+    with preemptible("x"):
+        with finishing():
+            terminate()
+            with finishing():
+                done.append("inner")
+            if failing:
+                raise RuntimeError("an actor is gone")
+            done.append("outer")
+        pytest.fail("nobody stopped")
+
+
+def test_sigterm_waits_for_what_has_to_be_finished():
+    done: list[str] = []
+    with pytest.raises(Preempted):
+        stopped_after(done)
+    assert done == ["inner", "outer"]
+
+
+def test_what_fails_because_of_sigterm_is_no_failure():
+    with pytest.raises(Preempted):
+        stopped_after([], failing=True)
+    with pytest.raises(RuntimeError), preemptible("x"):
+        raise RuntimeError("an actor is gone")
+
+
+def never_done() -> None:
+    with preemptible("x"), finishing():
+        terminate()
+        time.sleep(60)
+        pytest.fail("nobody stopped")
+
+
+def test_sigterm_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(preemption, "GRACE", 0.05)
+    with pytest.raises(Preempted):
+        never_done()
