@@ -5,6 +5,7 @@ The language head is not theirs: `trainers.logprobs` applies it in chunks for al
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def use_liger(vlm: Any) -> None:
     if not torch.cuda.is_available():
         raise UserError(f"train.liger: its kernels need a GPU, and there is none; {remedy}")
     try:
-        from liger_kernel.transformers import monkey_patch as liger
+        liger = import_module("liger_kernel.transformers.monkey_patch")
     except ImportError:
         raise UserError(
             f"train.liger needs the package liger-kernel: pip install liger-kernel, or {remedy}"

@@ -31,6 +31,8 @@ class SpareRow:
 
     input_ids_T: Tensor
     model_inputs: dict[str, Tensor]
+    token_inputs: dict[str, Tensor]
+    """What some families are given per token beside the ids, (1, T)."""
 
 
 def spare_row(model_dir: str) -> SpareRow:
@@ -39,8 +41,10 @@ def spare_row(model_dir: str) -> SpareRow:
         store = ImageStore(folder)
         blank = store.put_image(Image.new("RGB", (SIDE, SIDE)))
         turn = Turn(role="user", text="", num_images=1)
-        encoded = Processing(model_dir, store).encode("spare", (turn,), (blank,), response_ids=())
-    return SpareRow(torch.from_numpy(encoded.input_ids), encoded.model_inputs)
+        processing = Processing(model_dir, store)
+        encoded = processing.encode("spare", (turn,), (blank,), response_ids=())
+    ids_T = torch.from_numpy(encoded.input_ids)
+    return SpareRow(ids_T, encoded.model_inputs, processing.token_inputs(ids_T[None]))
 
 
 def run_tower_always(vlm: Any, model_dir: str, ranks: int) -> None:
@@ -82,4 +86,10 @@ def _with_row(inputs: dict[str, Any], spare: SpareRow) -> dict[str, Any]:
             [pad(mask_BT, (0, missing)), pad(torch.ones_like(row_T), (0, left))[None].to(mask_BT)]
         ),
         **{name: tensor.to(ids_BT.device) for name, tensor in spare.model_inputs.items()},
+        **{
+            name: torch.cat(
+                [pad(inputs[name], (0, missing)), pad(row.to(ids_BT.device), (0, left))]
+            )
+            for name, row in spare.token_inputs.items()
+        },
     }

@@ -113,6 +113,29 @@ def test_image_sizes_matter_where_the_family_looks_at_them(processing_of, family
     assert processing_of(family).images_are_alike() == (family == "llava")
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3"])
+def test_a_rank_without_images_runs_the_tower_and_nothing_changes(
+    processing_of, tiny_folder, prompts, family
+):
+    from actors.modules import PolicyModule, load_vlm
+    from actors.spare_image import run_tower_always
+
+    processing = processing_of(family)
+    row = Row.of_response(prompts[3], (9, 10, 11), "text alone")
+    batch = collate([row], [encode_row(row, processing)], processing)
+    values = []
+    for ranks in (1, 2):
+        vlm = load_vlm(tiny_folder(family))
+        run_tower_always(vlm, tiny_folder(family), ranks)
+        module = PolicyModule(vlm, banned_ids=[])
+        values.append(module(batch).logprobs_BR)
+    torch.testing.assert_close(*values, atol=1e-5, rtol=0)
+    values[1].sum().backward()
+    tower = [p for name, p in vlm.named_parameters() if "vision" in name or "visual" in name]
+    assert all(p.grad is not None and not p.grad.any() for p in tower if p.grad is not None)
+    assert any(p.grad is not None for p in tower)
+
+
 # What is refused ------------------------------------------------------------------------------
 
 
