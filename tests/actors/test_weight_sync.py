@@ -101,7 +101,7 @@ def test_partitioned_weights_are_gathered_a_part_at_a_time(train_actor, tiny_mod
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deepspeed.zero, "GatheredParameters", Counted)
         tensors = dict(checkpoint_tensors(vlm, gather=True, gather_bytes=limit))
-        assert not dict(checkpoint_tensors(vlm, gather=True, keep=False))
+        assert not dict(checkpoint_tensors(vlm, gather=True, gather_bytes=limit, keep=False))
     plain = dict(checkpoint_tensors(load_vlm(tiny_model)))
     assert tensors.keys() == plain.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in plain.items())

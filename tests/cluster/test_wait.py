@@ -74,7 +74,11 @@ def test_late_processes_are_named_with_their_stacks_and_killed(two, wait, tmp_pa
     assert "policy rank 1, pid" in text and "policy rank 0" not in text
     assert "in wait_for_nothing" in text
     assert two.lost and not two.processes[0].lost
-    assert state_of(two.processes[1].place().pid) == "dead"
+    pid = two.processes[1].place().pid
+    ended = time.monotonic() + 60
+    while state_of(pid) != "dead" and time.monotonic() < ended:
+        time.sleep(0.05)  # a killed process needs a moment to be gone
+    assert state_of(pid) == "dead"
 
 
 def test_an_error_of_one_rank_does_not_wait_for_the_others(two, wait, monkeypatch):

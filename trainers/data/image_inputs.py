@@ -88,6 +88,8 @@ def merge(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0]  # the cache's own: a copy would double an image's bytes
     shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     return torch.cat([_pad(tensor, shape) for tensor in tensors])
 

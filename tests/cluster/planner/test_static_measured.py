@@ -24,7 +24,7 @@ from trainers.method import Optimisation
 from trainers.registry import make_method
 
 pytestmark = pytest.mark.deepspeed
-TRAINED = {"all": {}, "no tower": {"frozen": ("vision_tower",)}, "adapters": {"lora_rank": 4}}
+TRAINED = {"all": {}, "no tower": {"frozen": ("vision",)}, "adapters": {"lora_rank": 4}}
 COPIES = [("policy", "all"), ("policy", "no tower"), ("policy", "adapters"), ("critic", "all")]
 SMALL_BUFFERS = {"reduce_bucket_size": 100_000, "sub_group_size": 100_000}
 
