@@ -93,7 +93,7 @@ def test_mrope_positions_go_on_after_the_image(processing_of, tiny_folder, promp
     from actors.modules import load_vlm
 
     processing = processing_of(family)
-    row = Row.of_response(prompts[0], (9, 10, 11), "r")
+    row = Row.of_response(prompts[0], (100, 101, 102), "r")
     batch = collate([row], [encode_row(row, processing)], processing)
     positions, _ = load_vlm(tiny_folder(family)).model.get_rope_index(
         batch.input_ids_BT,
@@ -121,7 +121,7 @@ def test_a_rank_without_images_runs_the_tower_and_nothing_changes(
     from actors.spare_image import run_tower_always
 
     processing = processing_of(family)
-    row = Row.of_response(prompts[3], (9, 10, 11), "text alone")
+    row = Row.of_response(prompts[3], (100, 101, 102), "text alone")
     batch = collate([row], [encode_row(row, processing)], processing)
     values = []
     for ranks in (1, 2):
@@ -193,7 +193,7 @@ def test_a_processor_that_does_not_fit_its_model_names_the_row(processing_of, pr
             settings.image_seq_len = 3  # of 4
         vlm = load_vlm(tiny_folder(family))
         assert vlm.config.vision_config.hidden_size == VISION_HIDDEN
-        rows = [Row.of_response(sample, (9,), f"row-{sample.id}") for sample in prompts[2:4]]
+        rows = [Row.of_response(sample, (100,), f"row-{sample.id}") for sample in prompts[2:4]]
         with (
             pytest.raises(ValueError, match=r"^row row-high: .* differ in number"),
             torch.no_grad(),
