@@ -59,7 +59,7 @@ dropped with its reason; a folder without processor, chat template or placeholde
 
 def table(results: dict[str, Any]) -> str:
     """The page for these results."""
-    used = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    used = ", ".join(f"{name} {number}" for name, number in sorted(results["versions"].items()))
     rows = [f"Measured with {used}.", ""]
     rows += [f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for family, name in FAMILIES.items():
