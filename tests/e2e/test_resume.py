@@ -40,7 +40,8 @@ METHODS = {
     "dpo": ANY_PAIR,
     "nsft": ANY_PAIR,
 }
-KILLS = 20
+KILLS = int(os.environ.get("QUARTET_TEST_KILLS", "20"))
+"""How often a run is killed; on a machine that others use, fewer show something, too."""
 
 
 def settings(output: Path, method: dict[str, Any], *others: dict[str, Any]) -> RunConfig:
@@ -220,20 +221,25 @@ MARK = "QUARTET_TEST_RUN"
 """An environment variable that a run's processes inherit, Ray's too."""
 
 
-def start(mark: str, *words: str) -> subprocess.Popen[str]:
+def marked(name: str) -> str:
+    """A value of `MARK` that no other test process on this machine uses."""
+    return f"{os.getpid()}-{name}"
+
+
+def start(name: str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "train", *words],
         cwd=ROOT,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, MARK: marked(name)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def require_nothing_left(mark: str) -> None:
+def require_nothing_left(name: str) -> None:
     """No process of the run outlives it by a minute."""
-    wanted = f"{MARK}={mark}".encode()
+    wanted = f"{MARK}={marked(name)}\0".encode()
     for _ in range(120):
         left = []
         for path in Path("/proc").glob("[0-9]*/environ"):
