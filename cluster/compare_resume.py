@@ -6,12 +6,29 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from cluster.config import CompareConfig
-from trainers.comparison import CurvePoint, Evaluated, MethodResult, load, write_atomic
-from trainers.data.errors import UserError
+from trainers.comparison import (
+    CurvePoint,
+    Evaluated,
+    MethodResult,
+    load,
+    load_as,
+    write_atomic,
+)
 
 FILE = "captions.json"
 """Held-out captions by model, for the gallery, and the base's point of the curves."""
+
+
+class Kept(BaseModel):
+    """The whole of the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start_point: CurvePoint
+    captions: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +60,13 @@ def read_finished(folder: Path, config: CompareConfig) -> Finished | None:
     if not (folder / "compare.json").is_file() or not (folder / FILE).is_file():
         return None
     comparison = load(folder / "compare.json")
-    try:
-        values = json.loads((folder / FILE).read_text())
-        captions, start_point = values["captions"], CurvePoint(**values["start_point"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: damaged ({error}); remove it to evaluate anew") from None
+    kept = load_as(Kept, folder / FILE, "remove it to evaluate anew")
     methods = {
         name: result
         for name, result in comparison.arms()
-        if name in captions
+        if name in kept.captions
         and result.failure is None
+        and result.curve
         and result.curve[-1].round == config.arm(name).rounds
     }
-    return Finished(comparison.base, comparison.honest, methods, captions, start_point)
+    return Finished(comparison.base, comparison.honest, methods, kept.captions, kept.start_point)

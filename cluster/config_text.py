@@ -85,7 +85,9 @@ def validate(model: type[C], values: Mapping[str, Any], source: str = "config") 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, model, values)}") from None
+        # In one line, whatever the file's keys hold.
+        reason = " ".join(explain(error, model, values).split())
+        raise UserError(f"{source}: {reason}") from None
 
 
 def explain(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import ray
 
@@ -28,7 +28,8 @@ class LocalActor:
 
     def __init__(self, actor: type, **kwargs: Any):
         self.instance = actor(**kwargs)
-        self._actor_id: UUID = uuid4()
+        self._actor_id = uuid4().bytes
+        """Has `hex()`, as Ray's ids do."""
         _ACTORS.append(self)
 
     def __getattr__(self, name: str) -> LocalCall:

@@ -93,8 +93,12 @@ def check_allocator(environment: Mapping[str, str] = os.environ) -> Check:
 def check_processes(seconds: float = PROBE_SECONDS) -> list[Check]:
     """One tensor on the way of a weight sync, and a sum over two ranks (`doctor_probes`)."""
     command = [sys.executable, "-m", "cluster.doctor_probes"]
+    # A busy machine is not a broken one: Ray by itself gives up after 30 s.
+    environment = {"RAY_raylet_start_wait_time_s": f"{seconds:.0f}", **os.environ}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds, env=environment
+        )
         out, reason = done.stdout, (done.stderr.strip().splitlines() or ["no message"])[-1]
     except subprocess.TimeoutExpired as error:
         out = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else ""

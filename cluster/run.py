@@ -27,13 +27,14 @@ from cluster.negatives import rollout_source
 from cluster.placement_config import demand, demand_of
 from cluster.preemption import Preempted, preemptible
 from cluster.residency import awake, train_spec
+from cluster.run_start import START, Start
 from cluster.session import Session
 from cluster.sources import DataFile, DrawnPrompts, FilePrompts, read_data
 from cluster.text_model import writer_folder
 from cluster.writer import load_writer
 from rewards.config import AnyJudge
 from trainers.checkpoint import CHECKPOINTS
-from trainers.comparison import Comparison, Evaluated, load, save, write_atomic
+from trainers.comparison import Comparison, Evaluated, load, load_as, save, write_atomic
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.model_folder import check_model_folder, longest_context
@@ -44,8 +45,6 @@ from trainers.registry import make_method
 from trainers.report import write_report
 
 GALLERY_SCENES = 12
-START = "start.json"
-"""What the base and the judge were like before the first round."""
 
 
 @dataclass(slots=True)
@@ -148,16 +147,16 @@ def read_start(run: Run) -> bool:
     path = run.folder / START
     if not path.is_file():
         return False
-    values = json.loads(path.read_text())
-    run.base_metrics, run.judge_metrics = values["base"], values["judge"]
-    run.captions.update(values["captions"])
+    start = load_as(Start, path, "remove it to measure anew")
+    run.base_metrics, run.judge_metrics = start.base, start.judge
+    run.captions.update(start.captions)
     return True
 
 
 def write_start(run: Run) -> None:
     """Keep it, so that it is measured once."""
-    values = {"base": run.base_metrics, "judge": run.judge_metrics, "captions": run.captions}
-    write_atomic(run.folder / START, json.dumps(values) + "\n")
+    start = Start(base=run.base_metrics, judge=run.judge_metrics, captions=run.captions)
+    save(start, run.folder / START)
 
 
 def check_inputs(config: RunConfig) -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from trainers.comparison import MethodResult
+from trainers.comparison import MethodResult, first_problem
 from trainers.data.errors import UserError
+from trainers.random_state import check_random_state, check_state_of
 
 STATE = "state.json"
+
+
+def _generator(state: list[Any]) -> list[Any]:
+    check_state_of(state)
+    return state
+
+
+def _generators(state: dict[str, Any]) -> dict[str, Any]:
+    check_random_state(state)
+    return state
 
 
 class BestState(BaseModel):
@@ -36,9 +47,9 @@ class RunState(BaseModel):
     trained: list[str]
     """Copies with files in `engine/`."""
     ranks: int
-    rng: list[Any]
+    rng: Annotated[list[Any], AfterValidator(_generator)]
     """The loop's generator: selection draws from it."""
-    random: dict[str, Any]
+    random: Annotated[dict[str, Any], AfterValidator(_generators)]
     """The driver's own generators."""
     method_state: dict[str, Any]
     policy_version: int | None
@@ -67,10 +78,10 @@ def read_state(checkpoint: Path) -> RunState:
         return RunState.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{path}: the checkpoint lacks this file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "file"
         raise UserError(
-            f"{path}: {key}: {first['msg'].lower()}; the checkpoint is damaged or from another "
+            f"{path}: {first_problem(error)}; the checkpoint is damaged or from another "
             "version of quartet, which would have to go on with it"
         ) from None

@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 """The name under which a checkpoint is filled, and under which an old one is taken away."""
 _CHUNK = 2**22
+_REMEDY = "restore it from a copy, or remove the folder to go on from an earlier checkpoint"
 
 
 def write(root: Path, number: int, fill: Callable[[Path], None]) -> Path:
@@ -71,27 +72,36 @@ def verify(checkpoint: Path) -> None:
     Raises:
         UserError: one is missing, or has other bytes than were written; names it.
     """
-    manifest = checkpoint / MANIFEST
-    remedy = "restore it from a copy, or remove the folder to go on from an earlier checkpoint"
+    there = {
+        path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()
+    }
+    for name, (expected, checksum) in _listed(checkpoint / MANIFEST).items():
+        path = checkpoint / name
+        if name not in there:
+            raise UserError(f"{path}: the checkpoint lacks this file; {_REMEDY}")
+        size = path.stat().st_size
+        if size != expected:
+            raise UserError(f"{path}: has {size} bytes, not {expected!r}; {_REMEDY}")
+        if crc32(path) != checksum:
+            raise UserError(f"{path}: damaged, its checksum does not match; {_REMEDY}")
+
+
+def _listed(manifest: Path) -> dict[str, tuple[int, int]]:
+    """Size and checksum of every file that a manifest lists."""
     try:
         values = json.loads(manifest.read_text())
         version, files = values["schema_version"], values["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{manifest}: missing or damaged; {remedy}") from None
+        listed = {name: (entry["bytes"], entry["crc32"]) for name, entry in files.items()}
+        if not all(name.isprintable() for name in listed):
+            raise ValueError("a name that no file of ours has")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{manifest}: missing or damaged; {_REMEDY}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{manifest}: has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            f"{manifest}: has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
             "go on with the version of quartet that wrote it"
         )
-    for name, entry in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise UserError(f"{path}: the checkpoint lacks this file; {remedy}")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise UserError(f"{path}: has {size} bytes, not {entry['bytes']}; {remedy}")
-        if crc32(path) != entry["crc32"]:
-            raise UserError(f"{path}: damaged, its checksum does not match; {remedy}")
+    return listed
 
 
 def rounds(root: Path) -> list[int]:

@@ -211,8 +211,8 @@ def load(path: Path) -> Comparison:
     return load_as(Comparison, path)
 
 
-def load_as(model: type[M], path: Path) -> M:
-    """Read one of this module's JSON files as `model`; `UserError` names file and key."""
+def load_as(model: type[M], path: Path, remedy: str = "run the comparison again") -> M:
+    """Read a run folder's JSON file as `model`; `UserError` names file and key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -220,9 +220,13 @@ def load_as(model: type[M], path: Path) -> M:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "file"
         raise UserError(
-            f"{path}: {key}: {first['msg']}; the file is damaged or from another version, "
-            "run the comparison again"
+            f"{path}: {first_problem(error)}; the file is damaged or from another version, {remedy}"
         ) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """`key: what is wrong with it`, in one line whatever the file's keys hold."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "file"
+    return " ".join(f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}".split())

@@ -11,8 +11,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+from trainers.comparison import first_problem
 from trainers.data.errors import UserError
 
 PHASES = ("generate", "judge", "logprobs", "train", "sync")
@@ -43,9 +46,17 @@ Place = Literal["device", "host", "object_store"]
 belonging to the process there, or in Ray's object store."""
 
 
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"not a kind of {', '.join(KINDS)}")
+    return kind
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
     """Bytes of one kind that one process held for one copy at its peak in one phase."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     round: int
     phase: str
@@ -53,7 +64,7 @@ class LedgerRow:
     """Role and rank, `policy/0`."""
     copy: str
     """A copy of `trainers.roles`, a shared one, or `process` for what belongs to none."""
-    kind: str
+    kind: Annotated[str, AfterValidator(_known)]
     place: Place
     bytes: int
     source: str
@@ -62,6 +73,7 @@ class LedgerRow:
     """The copy takes turns: the others that do were in host memory when this was so."""
 
 
+_ROW = TypeAdapter(LedgerRow)
 Kinds = dict[str, int]
 Copies = dict[str, Kinds]
 
@@ -79,15 +91,20 @@ def read_rows(path: Path) -> list[LedgerRow]:
     Raises:
         UserError: any other line is not a row; names file and line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a ledger ({error}); restore it from a copy") from None
     rows: list[LedgerRow] = []
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith("\n"):
             break
         try:
-            rows.append(LedgerRow(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not a ledger row ({error})") from error
+            rows.append(_ROW.validate_json(line))
+        except ValidationError as error:
+            raise UserError(
+                f"{path}:{number}: not a ledger row ({first_problem(error)}); restore the file"
+            ) from None
     return rows
 
 

@@ -33,6 +33,35 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(_tensor(text), index)
 
 
+def check_random_state(state: Any) -> None:
+    """Try a state of `random_state` on generators made for it.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        check_state_of(state["python"])
+        name, keys, *rest = state["numpy"]
+        np.random.RandomState().set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        torch.Generator().set_state(_tensor(state["torch"]))
+        for text in state["cuda"]:
+            _tensor(text)
+    except (KeyError, IndexError, TypeError, RuntimeError, OverflowError, ValueError) as error:
+        raise ValueError(f"not the state of random generators ({error})") from None
+
+
+def check_state_of(state: list[Any]) -> None:
+    """Try a state of `state_of` on a generator made for it.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        set_state_of(random.Random(), state)
+    except (TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"not the state of a random generator ({error})") from None
+
+
 def _cuda_states() -> list[torch.Tensor]:
     # Asking would start CUDA in a process that has no use for a GPU.
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

@@ -94,7 +94,19 @@ def test_what_is_damaged_is_named(root, damage, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", '{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"schema_version": 1}',
+        '{"schema_version": 1, "files": []}',
+        '{"schema_version": 1, "files": {"state.json": 3}}',
+        '{"schema_version": 1, "files": {"a\\nb": {"bytes": 1, "crc32": 1}}}',
+    ],
+)
 def test_without_its_manifest_a_folder_is_no_checkpoint(root, text):
     manifest = root / "round_000003" / "manifest.json"
     manifest.unlink() if text is None else manifest.write_text(text)
@@ -248,6 +260,23 @@ def test_a_state_that_lacks_something_is_refused_by_name(tmp_path, key):
     del values[key]
     (tmp_path / STATE).write_text(json.dumps(values))
     with pytest.raises(UserError, match=rf"state\.json: {key}: field required"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rng", [3, [1], None]), ("random", {}), ("random", {"python": [3, [], None]})],
+)
+def test_generators_that_cannot_be_set_are_refused(tmp_path, key, value):
+    values = json.loads(state().model_dump_json()) | {key: value}
+    (tmp_path / STATE).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"state\.json: {key}: .*not the state of"):
+        read_state(tmp_path)
+
+
+def test_a_state_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / STATE).write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"state\.json: damaged"):
         read_state(tmp_path)
 
 

@@ -23,6 +23,11 @@ def test_unknown_key_names_the_nearest():
     assert text == "run.yaml: unknown key 'rollout.num_promts'; did you mean 'num_prompts'?"
 
 
+@pytest.mark.parametrize("values", [{"arms": {"a\nb": 1}}, {"arms": {"x": {"name": "a\nb"}}}])
+def test_a_line_break_in_a_key_stays_out_of_the_line(values):
+    assert "arms" in message(CompareConfig, values)
+
+
 def test_unknown_key_far_from_any_lists_all():
     text = message(CompareConfig, {"eval": {"qqq": 3}})
     assert "unknown key 'eval.qqq'; valid: keep_best, num_curve_scenes, num_scenes" in text

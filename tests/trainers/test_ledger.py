@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -81,4 +82,16 @@ def test_a_damaged_line_is_named(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"round": 1}\n{}\n')
     with pytest.raises(UserError, match=r"ledger\.jsonl:1: not a ledger row"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("change", [{"bytes": "7"}, {"round": None}, {"kind": "x"}, {"extra": 1}])
+def test_a_row_of_other_values_is_named(tmp_path: Path, change: dict[str, object]):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(json.dumps(asdict(ROWS[0]) | change) + "\n")
+    key = next(iter(change))
+    with pytest.raises(UserError, match=rf"ledger\.jsonl:1: not a ledger row \({key}: "):
+        read_rows(path)
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="not a ledger"):
         read_rows(path)
