@@ -124,11 +124,8 @@ def two_ranks(stack, monkeypatch):
     yield
     import ray
 
-    for group in session._groups.values():
-        for actor in group.actors:
-            ray.kill(actor)
-    for actor in session._single.values():
-        ray.kill(actor)
+    for process in session.processes():
+        ray.kill(process.handle)
 
 
 @pytest.mark.slow
