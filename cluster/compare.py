@@ -140,9 +140,11 @@ def compare(
             ),
             captions={},
         )
+        earlier = read_finished(folder, config)
+        if earlier is not None:  # before anything can stop: results are written however it ends
+            take_up(run, earlier)
         try:
-            earlier = read_finished(folder, config)
-            evaluate_start(run, earlier)
+            evaluate_start(run, measured=earlier is not None)
             for name in config.arms:
                 if name not in run.comparison.methods:
                     run_one(run, name)
@@ -194,9 +196,17 @@ def arm_seconds(config: RunConfig) -> float:
     return each * config.rounds * config.rollout.num_prompts
 
 
-def evaluate_start(run: CompareRun, earlier: Finished | None) -> None:
+def take_up(run: CompareRun, earlier: Finished) -> None:
+    """Go on with what an earlier part of the comparison has measured."""
+    comparison = run.comparison
+    comparison.base, comparison.honest = earlier.base, earlier.honest
+    comparison.methods.update(earlier.methods)
+    run.captions, run.start_point = earlier.captions, earlier.start_point
+
+
+def evaluate_start(run: CompareRun, *, measured: bool) -> None:
     """Engine and judge up; the base (where every arm starts) and the honest model (the ceiling),
-    unless a resumed comparison has them.
+    unless they are `measured`, which they are in a resumed comparison.
     """
     session, console = run.session, run.session.console
     config = RunConfig.model_validate({**run.config.shared(), "method": {"name": "sft"}})
@@ -204,11 +214,7 @@ def evaluate_start(run: CompareRun, earlier: Finished | None) -> None:
         set_engine(run, config)
         arm = make_arm(run, "honest", config)
         set_judge(run, arm)
-    if earlier is not None:
-        comparison = run.comparison
-        comparison.base, comparison.honest = earlier.base, earlier.honest
-        comparison.methods.update(earlier.methods)
-        run.captions, run.start_point = earlier.captions, earlier.start_point
+    if measured:
         return
     with console.stage("evaluate base model"), awake(session, arm, "rollout"):
         metrics, run.captions["base"] = run.held_out.full(session)

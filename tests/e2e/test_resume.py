@@ -202,6 +202,12 @@ def test_a_stopped_comparison_goes_on(stack, tmp_path):
     written = json.loads((halves / "compare.json").read_text())["methods"]
     assert written["dpo"]["failure"] == "stopped by SIGTERM" and not written["sft"]["failure"]
     finished = (halves / "sft" / "metrics.jsonl").stat().st_mtime_ns
+    with pytest.MonkeyPatch.context() as patch:  # again, before the engines are up
+        patch.setattr("cluster.compare.set_engine", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted):
+            resume_compare(halves, {})
+    again = json.loads((halves / "compare.json").read_text())
+    assert again["methods"]["sft"] == written["sft"] and again["base"]["metrics"]
     assert resume_compare(halves, {}) == 0
     assert (halves / "sft" / "metrics.jsonl").stat().st_mtime_ns == finished
     for name in ("sft", "dpo"):
