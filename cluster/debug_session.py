@@ -77,7 +77,10 @@ class DebugSession(Session):
             )
         # A worker has these from its start; here they must be there before the slow imports.
         os.environ.update(self._environment())
+        hook = os.environ.get("PYTHONBREAKPOINT")
         super().__enter__()
+        # Ray puts a debugger of its own there.
+        os.environ["PYTHONBREAKPOINT"] = hook or "pdb.set_trace"
         self.console.line("debug: one process, memory is not measured; breakpoint() works")
         return self
 

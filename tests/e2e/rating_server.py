@@ -20,6 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     """Rates 6 minus one for every mention that the facts do not have."""
 
     def do_POST(self) -> None:
+        self.server.authorizations.add(self.headers["Authorization"])
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         image, text = body["messages"][0]["content"]
         data = base64.b64decode(image["image_url"]["url"].partition(",")[2])
@@ -42,9 +43,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def rating_server() -> Iterator[str]:
-    """The URL of a server that runs as long as the block does."""
+def rating_server(authorizations: set[str | None] | None = None) -> Iterator[str]:
+    """The URL of a server that runs as long as the block does; who asked it is noted."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.authorizations = set() if authorizations is None else authorizations
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"

@@ -1,4 +1,7 @@
-"""`--debug`: the same run in one process, with a debugger at work in a method's loss."""
+"""`--debug`: the same run in one process, with a debugger at work in a method's loss.
+
+The untrained model ends no answer, so the methods are such as train on answers that were cut off.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ SMALL = {
 STOPS_ONCE = """
 import sys
 from cluster.cli import main
-from trainers.dpo import DPO
+from trainers.grpo import GRPO
 
-loss = DPO.loss
+loss = GRPO.loss
 
 def stopping(self, role, outputs, batch, totals):
-    DPO.loss = loss
+    GRPO.loss = loss
     breakpoint()
     return loss(self, role, outputs, batch, totals)
 
-DPO.loss = stopping
+GRPO.loss = stopping
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -98,13 +101,13 @@ def test_several_ranks_are_refused(folder, tiny_model, capsys, monkeypatch):
 def test_breakpoint_in_a_loss_sees_the_whole_run(folder, tiny_model):
     """One stack from the command line down to the loss, and its tensors at hand."""
     commands = "p 'role', role\np tuple(batch.input_ids_BT.shape)[0] > 0\nwhere\ncontinue\n"
-    out = run(folder, ["stops.py"], train("dpo", tiny_model, "--debug"), commands)
+    out = run(folder, ["stops.py"], train("grpo", tiny_model, "--debug"), commands)
     assert "(Pdb) ('role', 'policy')" in out and "(Pdb) True" in out
     stack = re.findall(r"cluster/\w+\.py\(\d+\)(\w+)\(\)|actors/\w+\.py\(\d+\)(\w+)\(\)", out)
     names = [a or b for a, b in stack]
     for name in ("main", "run_arm", "train_round", "train_copies", "remote", "train"):
         assert name in names, names
-    assert "dpo    round 1/1" in out and "1/1 done" in out
+    assert "grpo   round 1/1" in out and "1/1 done" in out
 
 
 @pytest.mark.slow
@@ -112,7 +115,7 @@ def test_breakpoint_in_a_loss_sees_the_whole_run(folder, tiny_model):
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("method", ["dpo", "ppo"])
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
 def test_equal_to_a_run_in_processes(method, folder, tiny_model):
     """The same metrics: what is debugged is what runs. PPO has two trained copies, and a judge."""
     entry = ["-m", "cluster.cli"]
