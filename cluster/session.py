@@ -385,15 +385,19 @@ class Session:
     def object_store_bytes(self) -> int:
         """Bytes that Ray's object stores hold now, all nodes together."""
         # No public call answers without a dashboard.
+        from grpc import RpcError
         from ray._private.internal_api import node_stats
 
-        sizes = [
-            node_stats(
-                node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
-            ).store_stats.object_store_bytes_used
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
+        sizes = []
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            address, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+            try:
+                stats = node_stats(address, port, include_memory_info=False)
+            except RpcError:  # it has just died, and its objects with it
+                continue
+            sizes.append(stats.store_stats.object_store_bytes_used)
         return int(sum(sizes))
 
     def unload(self, role: str) -> None:

@@ -77,7 +77,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "Invalid JSON"),
+        ("{", "invalid JSON"),
         ('{"surprise": 1}', "surprise"),
         ('{"methods": {"ppo": {"rollouts": "many"}}}', "methods.ppo.rollouts"),
     ],
