@@ -30,7 +30,7 @@ from cluster.home import home
 from cluster.negatives import rollout_source
 from cluster.placement_config import demand
 from cluster.placement_text import lines
-from cluster.preemption import Preempted, preemptible
+from cluster.preemption import Preempted, preemptible, recognised
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
@@ -242,7 +242,7 @@ def run_one(run: CompareRun, name: str) -> None:
     source = rollout_source(session, arm, drawn_prompts(run, arm.config))
     describe_batches(session, arm)
     try:
-        with surfaced(), console.stage(name):
+        with recognised(), surfaced(), console.stage(name):
             set_engine(run, arm.config)
             if arm.config.negatives.needs_judge:
                 set_judge(run, arm)

@@ -18,7 +18,7 @@ from cluster.checkpoints import Checkpoints
 from cluster.conditions import measure_conditions
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
-from cluster.preemption import Preempted, finishing
+from cluster.preemption import Preempted, finishing, recognised
 from cluster.residency import (
     at_work,
     awake,
@@ -183,8 +183,9 @@ def _run_arm(
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
     session.traffic.take()  # what loading took is no round's
     try:
-        for number in range(finished + 1, arm.config.rounds + 1):
-            run_round(session, arm, source, evaluate, checkpoints, number, online=online)
+        with recognised():
+            for number in range(finished + 1, arm.config.rounds + 1):
+                run_round(session, arm, source, evaluate, checkpoints, number, online=online)
     except Preempted:
         checkpoints.write()
         raise
