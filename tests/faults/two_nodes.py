@@ -87,7 +87,7 @@ def main(fault: Fault, model: str, folder: Path) -> dict[str, Any]:
 
     with two_nodes(fault, folder) as (address, second, strike):
         os.environ["RAY_ADDRESS"] = address
-        there = NodeAffinitySchedulingStrategy(node_id=second, soft=True)
+        started: list[str] = []
 
         class OnTwoNodes(Session):
             """The fault's role starts on the second node while there is one."""
@@ -97,6 +97,8 @@ def main(fault: Fault, model: str, folder: Path) -> dict[str, Any]:
 
                 if role != fault.role or actor.__name__ == "TrainActor":
                     return super()._start(actor, role, *args, **kwargs)
+                there = NodeAffinitySchedulingStrategy(node_id=second, soft=bool(started))
+                started.append(role)
                 made = ray.remote(actor).options(num_cpus=0, scheduling_strategy=there)
                 return made.remote(num_threads=1)
 
