@@ -14,6 +14,8 @@ from cluster.arms import DEFAULT_ARMS, expand_arms
 from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
 from cluster.deadlines import DeadlinesConfig
+from cluster.negatives_config import NegativesConfig
+from cluster.overlap_config import OverlapConfig, require_overlap_fits
 from cluster.placement_config import PlacementConfig, agree
 from rewards.config import JudgeCheckConfig, JudgeConfig
 from trainers.config import (
@@ -24,7 +26,6 @@ from trainers.config import (
 )
 from trainers.data.errors import UserError
 from trainers.data.formats.names import FormatName
-from trainers.data.records import Source
 from trainers.roles import CriticMode, ReferenceMode
 
 NAME = r"^[\w.+-]*$"
@@ -206,62 +207,6 @@ class DataConfig(Settings):
     """More bad rows or samples than this stop the run."""
 
 
-class NegativesConfig(Settings):
-    """Preference pairs that are made: which answers are preferred, and what makes the others.
-
-    Off unless `rejected` names something; then a judge's scores have no part in what is a pair.
-    """
-
-    rejected: tuple[Source, ...] = ()
-    """`policy`: its plain answers; `noisy`: its answers to distorted images; `injected`: the data's
-    answer with errors put in; `segment`: the data's answer with a piece sampled anew; `data`: the
-    data's own rejected answer."""
-    chosen: Literal["policy", "data", "judge"] = "policy"
-    """The policy's answers to the clean image, the data's answer, or the policy's best."""
-    noise_steps: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] = (500,)
-    """Of the diffusion schedule; each makes answers of its own. POVID 500, SeVa 500 or 800, BPO
-    900."""
-    injector: str | None = None
-    """Folder of a text model that puts the errors in; null: the drawn world's exact rules."""
-    segment_tokens: int = Field(default=256, ge=1)
-    """Longest piece that is sampled anew."""
-    segment_temperature: float = Field(default=0.7, gt=0, le=2)
-    segment_top_p: float = Field(default=0.95, gt=0, le=1)
-    segment_top_k: int = Field(default=50, ge=0)
-    segment_writer: Literal["policy", "reference"] = "policy"
-    """Whose weights sample it; SAPO's is the reference, a moving average of the policy."""
-    critiques: bool = False
-    """Ask the judge about the rejected answers, too: nSFT corrects what it finds wrong there."""
-
-    @property
-    def needs_judge(self) -> bool:
-        """Whether a judge reads answers at all."""
-        return not self.rejected or self.critiques or self.chosen == "judge"
-
-    @property
-    def needs_annotation(self) -> bool:
-        """Whether the data's own answers are needed."""
-        return bool(self.rejected) and (
-            self.chosen == "data" or bool({"injected", "segment"} & {*self.rejected})
-        )
-
-    @property
-    def needs_policy(self) -> bool:
-        """Whether the policy answers the clean image."""
-        return self.chosen != "data" or "policy" in self.rejected
-
-    @model_validator(mode="after")
-    def _makes_pairs(self) -> Self:
-        if "policy" in self.rejected and self.chosen == "policy":
-            raise UserError(
-                "negatives: policy answers on both sides need a judge; leave negatives.rejected "
-                "empty, or set negatives.chosen=data"
-            )
-        if "noisy" in self.rejected and not self.noise_steps:
-            raise UserError("negatives.noise_steps: give a step for negatives.rejected=[noisy]")
-        return self
-
-
 class EvalConfig(Settings):
     """Held-out evaluation against ground truth; never by the judge."""
 
@@ -317,6 +262,7 @@ class RunConfig(Settings):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     placement: PlacementConfig = PlacementConfig()
+    overlap: OverlapConfig = OverlapConfig()
     negatives: NegativesConfig = NegativesConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
@@ -333,6 +279,11 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:
         require_base_reference(self.train, f"method.name={self.method.name}", self.method)
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        require_overlap_fits(self.overlap, self.rollout, self.train, self.negatives)
         return self
 
     @model_validator(mode="after")
@@ -424,6 +375,7 @@ class CompareConfig(Settings):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     placement: PlacementConfig = PlacementConfig()
+    overlap: OverlapConfig = OverlapConfig()
     eval: EvalConfig = EvalConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

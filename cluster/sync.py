@@ -35,20 +35,29 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
 def sync(session: Session, arm: Arm) -> None:
     """Policy -> rollout engine: buckets, checksums, caches reset, a new version."""
     arm.version = arm.round + 1
-    give_weights(session, arm, lambda: policy_buckets(session, arm), arm.version)
+    keep = arm.config.overlap.off_policy_steps > 0
+    give_weights(session, arm, lambda: policy_buckets(session, arm), arm.version, keep=keep)
 
 
-def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: int) -> None:
-    """Load the buckets that `make` gives into the rollout engine."""
+def give_weights(
+    session: Session, arm: Arm, make: Callable[[], Any], version: int, *, keep: bool = False
+) -> None:
+    """Load the buckets that `make` gives into the rollout engine. With `keep` they stay in the
+    object store for an engine that has to be replaced: `make` would give later weights by then.
+    """
+    kept: list[Any] = []
 
     def load(buckets: Any) -> None:
+        kept[:] = [buckets] if keep else []
         with awake(session, arm, "rollout"):
             session.ask("rollout", "update_weights", buckets, version, limit="sync")
 
     _send(session, make, load)
     if arm.ledger is not None:
         arm.ledger.count_objects(arm.round)  # while the buckets are still there
-    session.served("rollout").recipe.weights = lambda: Call("update_weights", (make(), version))
+    session.served("rollout").recipe.weights = lambda: Call(
+        "update_weights", (kept[0] if kept else make(), version)
+    )
 
 
 def refresh_reference(session: Session, arm: Arm, role: str, rate: float) -> None:
@@ -85,13 +94,16 @@ def _send(session: Session, make: Callable[[], Any], load: Callable[[Any], None]
             session.console.warn(f"{error}; it is sent again")
 
 
-def require_version(arm: Arm, rollouts: Sequence[Rollout]) -> None:
-    """Stop the run if the engine answered with other weights than the last sync's."""
+def require_version(arm: Arm, rollouts: Sequence[Rollout], *, behind: int = 0) -> None:
+    """Stop the run if the engine answered with other weights than the last sync's, or than those
+    of so many syncs `behind` it.
+    """
     for rollout in rollouts:
-        if rollout.policy_version != arm.version:
+        if rollout.policy_version != arm.version - behind:
+            meant = f", and rollouts are {behind} behind it" if behind else ""
             raise RunStoppedError(
                 f"{arm.name}: rollout {rollout.id} is from weights {rollout.policy_version}, the "
-                f"last sync was {arm.version}; the engine holds stale weights"
+                f"last sync was {arm.version}{meant}; the engine holds stale weights"
             )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster import judges
 from cluster.config import RunConfig
-from cluster.driver import OnlineRollouts, PromptSource, write_records
+from cluster.driver import PromptSource, write_records
+from cluster.online import OnlineRollouts
 from cluster.run import check_inputs, make_session, new_run, prepare, rollout_spec
 from cluster.sources import DrawnPrompts, FilePrompts, read_data
 from trainers.config import DPOConfig
