@@ -16,6 +16,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from actors.engine_memory import EngineMemory
+from actors.inbox import Inbox, Meeting, open_inbox
+from actors.loading import reload
+from actors.segments import without_segments
+from actors.sending import Parcel
+from actors.transports import TransportSetting
+from actors.vllm_api import require_supported, vllm_version
 from trainers.conditions import RolloutCopy
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
@@ -48,6 +54,10 @@ class EngineSpec:
     """Devices that share the weights, each with a process of its own below this one."""
     seeds: Literal["call", "answer"] = "call"
     """Whether chance is drawn for a whole call, or for each answer by itself."""
+    transport: TransportSetting = "object_store"
+    """How new weights come; not `auto` any more when an engine is made."""
+    takes_turns: bool = False
+    """Whether the policy is off the device while the engine is on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,9 @@ class Engine:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        require_supported(vllm_version())
+        if spec.sleep:
+            without_segments()
         import torch
         from vllm import LLM
 
@@ -115,6 +128,8 @@ class Engine:
         if spec.seeds == "answer" and not on_gpu:
             # A prefill in two pieces would set a generator back, which a CPU's cannot.
             device_options["enable_chunked_prefill"] = False
+        if spec.transport != "object_store":
+            device_options["weight_transfer_config"] = {"backend": spec.transport}
         parallel = spec.tensor_parallel > 1
         if parallel and spec.sleep and not on_gpu:
             raise UserError(
@@ -135,6 +150,7 @@ class Engine:
             **device_options,
         )
         self.version = 0
+        self._inbox: Inbox | None = None
         self._names, checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
         self.memory = EngineMemory(self.llm, checkpoint_bytes, on_gpu=on_gpu)
         if spec.sleep:
@@ -251,7 +267,36 @@ class Engine:
             RuntimeError: names are missing or unknown, so that a parameter would stay stale.
         """
         assert self.memory.awake, "the engine is asleep; wake it first"
-        names = {name for name, _ in tensors}
+        self._require_all({name for name, _ in tensors})
+        self.llm.collective_rpc(reload, args=(list(tensors),))
+        return self._updated(version)
+
+    def open_update(self, meeting: Meeting | None, *, checked: bool) -> None:
+        """Begin to take weights from the device they are on, as `spec.transport` says."""
+        assert self.memory.awake, "the engine is asleep; wake it first"
+        kind = self.spec.transport
+        assert kind in ("ipc", "nccl"), f"an engine for {kind} has no transfer engine"
+        self._inbox = open_inbox(self.llm, kind, meeting, checked=checked)
+
+    def receive(self, parcel: Parcel) -> None:
+        """Take one bucket of them."""
+        assert self._inbox is not None, "call open_update first"
+        self._inbox.receive(parcel)
+
+    def close_update(self, version: int) -> int:
+        """They have all come. Returns the version.
+
+        Raises:
+            RuntimeError: names are missing or unknown.
+            CorruptBucketError: other bytes arrived than were sent.
+        """
+        assert self._inbox is not None, "call open_update first"
+        inbox, self._inbox = self._inbox, None
+        inbox.close()
+        self._require_all(inbox.names)
+        return self._updated(version)
+
+    def _require_all(self, names: set[str]) -> None:
         if names != self._names:
             missing = sorted(self._names - names)[:3]
             unknown = sorted(names - self._names)[:3]
@@ -259,7 +304,8 @@ class Engine:
                 f"weight sync: names differ from the checkpoint's; missing {missing}, "
                 f"unknown {unknown}"
             )
-        self.llm.collective_rpc(_reload, args=(list(tensors),))
+
+    def _updated(self, version: int | None) -> int:
         self.memory.forget_requests()  # a stale cache would mix two policies
         self.version = self.version + 1 if version is None else version
         return self.version
@@ -297,6 +343,7 @@ class Engine:
             max_model_len=config.model_config.max_model_len,
             kv_cache_tokens=cache.num_gpu_blocks * cache.block_size,
             sleeps=self.spec.sleep,
+            transport=self.spec.transport,
         )
 
 
@@ -304,41 +351,6 @@ def _seed(_worker: Any, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
-
-
-def _reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
-    from vllm.model_executor.layers.vocab_parallel_embedding import (
-        ParallelLMHead,
-        UnquantizedEmbeddingMethod,
-    )
-
-    model = worker.model_runner.get_model()
-    held = {name for name, _ in model.named_parameters()}
-    loaded: set[str] = set()
-    load = model.load_weights
-
-    def counted(weights: Any) -> Any:
-        found = load(weights)
-        loaded.update(found or ())
-        return found
-
-    model.load_weights = counted  # vLLM only logs what it did not load
-    try:
-        worker.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)
-    finally:
-        del model.load_weights
-    if stale := sorted(held - loaded):
-        raise RuntimeError(
-            f"weight sync: {len(stale)} of the engine's parameters got no weights and would stay "
-            f"stale, {', '.join(stale[:3])} among them"
-        )
-    for module in model.modules():
-        # A head that is tied to the embedding is not in the checkpoint, so the reload leaves it
-        # alone; on a CPU it computes with a packed copy, which would stay the old one.
-        if isinstance(module, ParallelLMHead) and isinstance(
-            module.quant_method, UnquantizedEmbeddingMethod
-        ):
-            module.quant_method.process_weights_after_loading(module)
 
 
 def _checkpoint_weights(folder: Path) -> tuple[set[str], int]:

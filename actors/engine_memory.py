@@ -15,6 +15,7 @@ from torch import Tensor, UntypedStorage
 
 from actors.memory import storages, tensors_in
 from actors.parking import Parking
+from actors.vllm_api import sleeps_in_parts
 from trainers.data.errors import UserError
 
 WEIGHTS, KV_CACHE = LEAVING = ("weights", "kv_cache")
@@ -113,9 +114,7 @@ class VllmMover:
 
     def sleeps_in_parts(self) -> bool:
         """Whether vLLM can sleep while a part is away; earlier versions unmap that part twice."""
-        from vllm.device_allocator import AllocationData
-
-        return hasattr(AllocationData, "is_asleep")
+        return sleeps_in_parts()
 
     def sleep(self) -> None:
         """Sleep at level 1, which keeps the weights; at level 2 they would have to be sent anew."""

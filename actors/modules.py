@@ -8,6 +8,7 @@ Each module wraps the whole forward, so that DeepSpeed's hooks see every paramet
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A Hugging Face VLM with dropout off everywhere (otherwise the first PPO ratio is not 1)."""
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=dtype)
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_dir, dtype=dtype, attn_implementation=attention(model_dir, dtype)
+    )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -45,6 +48,21 @@ def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
             # A view of the mapped file: memory of its own can be emptied and filled again.
             tensor.data = tensor.data.clone()
     return model
+
+
+def attention(model_dir: str | Path, dtype: torch.dtype) -> str | None:
+    """FlashAttention where the package is there, for a half-precision model on a GPU that has it;
+    None otherwise: transformers takes PyTorch's SDPA, or `eager` for a model without either.
+    """
+    if find_spec("flash_attn") is None or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(model_dir)
+    kind = AutoModelForImageTextToText._model_mapping[type(config)]
+    return "flash_attention_2" if getattr(kind, "_supports_flash_attn", False) else None
 
 
 def hidden_states(vlm: Any, batch: Batch) -> Tensor:

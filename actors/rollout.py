@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from actors.answers import DroppedSample, SegmentSettings, encode_answers, resample_segments
 from actors.choices import choose
 from actors.engine import Engine, EngineSpec, Request
+from actors.inbox import Meeting
 from actors.ledger import PhaseMeter, Reading
 from actors.offsets import token_ends
 from actors.progress import note
+from actors.sending import Parcel
+from actors.transports import Reach
+from actors.vllm_api import transfer_backends, vllm_version
 from actors.weight_sync import Bucket, open_bucket
 from rewards.asking import Failed, Prompt
 from trainers.conditions import RolloutCopy
@@ -145,6 +149,26 @@ class RolloutActor:
         loaded = self.engine.update_weights(tensors, version)
         note(f"update_weights: loaded version {loaded}")
         return loaded
+
+    def reach(self) -> Reach:
+        """What there is here for weights to come by."""
+        import torch
+
+        return Reach(torch.cuda.is_available(), vllm_version(), transfer_backends())
+
+    def open_update(self, meeting: Meeting | None, *, checked: bool) -> None:
+        """Begin to take weights without the object store (`actors.inbox`)."""
+        self.engine.open_update(meeting, checked=checked)
+        note("open_update: ready")
+
+    def receive(self, parcel: Parcel) -> None:
+        """Take one bucket of them."""
+        self.engine.receive(parcel)
+        note(f"receive: took up to {parcel.names[-1]}")
+
+    def close_update(self, version: int) -> int:
+        """They have all come. Returns the version."""
+        return self.engine.close_update(version)
 
     def forget_requests(self) -> None:
         """Empty the engine's caches."""

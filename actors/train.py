@@ -42,6 +42,8 @@ from actors.progress import note
 from actors.ranks import over_ranks
 from actors.rendezvous import join, listen
 from actors.scoring import score_rows
+from actors.segments import expand_segments
+from actors.sending import Sends
 from actors.spare_image import run_tower_always
 from actors.state_files import StateFiles
 from actors.tracker import StorageTracker
@@ -79,7 +81,7 @@ Stream = Callable[[Processing, int, int], Iterator[list[Batch]]]
 micro-batches, made inside the training process."""
 
 
-class TrainActor:
+class TrainActor(Sends):
     """Holds a trained copy; `load` and `unload` let one process serve several runs.
 
     A second copy can live on the first one's frozen base (`load_tenant`).
@@ -114,6 +116,7 @@ class TrainActor:
         import deepspeed
 
         load_extensions()
+        expand_segments()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         join(backend, host, port, self.rank, self.world_size, self._listener)
         deepspeed.init_distributed(backend, verbose=False)

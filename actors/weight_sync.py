@@ -149,6 +149,12 @@ def _bucket(tensors: list[tuple[str, Tensor]], checked: bool) -> Bucket:
     return Bucket(names, arrays, dtypes, _checksum(names, arrays) if checked else None)
 
 
+def tensor_checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes, which are copied to the host for it."""
+    flat = tensor.detach().to("cpu").contiguous().view(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
+
+
 def _checksum(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> int:
     value = 0
     for name, array in zip(names, arrays, strict=True):

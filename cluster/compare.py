@@ -325,6 +325,8 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         sleep=config.rollout.sleep,
         tensor_parallel=config.rollout.tensor_parallel,
         seeds=config.rollout.seeds,
+        transport="object_store" if config.overlap.off_policy_steps else config.train.transport,
+        takes_turns=config.train.time_slice,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from actors.transports import TransportSetting
 from cluster.arms import DEFAULT_ARMS, expand_arms
 from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
@@ -102,6 +103,9 @@ class TrainConfig(Settings):
     time_slice: bool = False
     """One copy on the device at a time, the others in host memory: the peak of one copy, paid for
     in time."""
+    transport: TransportSetting = "auto"
+    """How weights get to the rollout engine; what cannot work here is refused, `auto` chooses and
+    says why: docs/placement.md."""
     bucket_mib: int = Field(default=256, ge=1)
     """Largest message of a weight sync."""
     checksum_every: int = Field(default=4, ge=1)

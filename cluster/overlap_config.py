@@ -22,7 +22,8 @@ class OverlapConfig(Settings):
     waits for all answers."""
     off_policy_steps: int = Field(default=0, ge=0, le=1)
     """1: the engine answers the next round's prompts while this round trains, with the weights
-    that it has, which are then one round old."""
+    that it has, which are then one round old. Weights go through the object store, which keeps them
+    for an engine that has to be replaced."""
     importance_cap: float = Field(default=2.0, gt=0)
     """Of the weight pi_old / pi_rollout that corrects a token for that (PPO, GRPO)."""
 
@@ -51,3 +52,8 @@ def require_overlap_fits(
                 f"{key}: pairs that are made need several calls in order; leave it out, or "
                 "negatives.rejected"
             )
+    if overlap.off_policy_steps and train.transport in ("ipc", "nccl"):
+        raise UserError(
+            "overlap.off_policy_steps=1: an engine that is replaced needs weights that the policy "
+            "has no more; set train.transport=object_store, which keeps them"
+        )

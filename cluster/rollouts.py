@@ -110,6 +110,7 @@ JOINED: dict[str, Callable[[Any], Any]] = {
     "memory": added,
     "conditions": first,
     "load": first,
+    "reach": first,
     "forget_requests": first,
 }
 """Call -> how the engines' results become one."""

@@ -28,6 +28,7 @@ from actors.rollout import RolloutActor
 from actors.text import TextActor
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
+from actors.transports import Choice
 from cluster.attach import attach
 from cluster.console import Console
 from cluster.deadlines import DeadlinesConfig, Limit
@@ -41,6 +42,7 @@ from cluster.process import Asked, Process, write_whole
 from cluster.recipe import Call, Recipe
 from cluster.served import ServedGroup
 from cluster.traffic import Traffic
+from cluster.transport import choose_transport
 from cluster.wait import ProcessLostError, Wait
 from rewards.base import Judge
 from trainers.roles import Role
@@ -103,6 +105,8 @@ class Session:
         self._tenants: dict[str, TrainGroup] = {}
         self._connected: set[str] = set()
         self._single: dict[str, ServedGroup] = {}
+        self.transport: Choice | None = None
+        """How weights get to the rollout engines; None before one was loaded."""
         self.restarts: list[str] = []
         """Roles of the processes that were brought back."""
 
@@ -319,7 +323,13 @@ class Session:
     def load_rollout(self, spec: EngineSpec) -> None:
         """Start the rollout engines; they only sleep where they share a GPU."""
         spec = changed(spec, sleep=spec.sleep and self.shares("rollout"))
-        self.ask("rollout", "load", spec, limit="load")
+        choice = choose_transport(
+            spec, self.plan, lambda: self.ask("rollout", "reach", limit="load")
+        )
+        if spec.transport != "object_store" and choice != self.transport:
+            self.console.line(f"weights: {choice}")
+        self.transport = choice
+        self.ask("rollout", "load", changed(spec, transport=choice.transport), limit="load")
 
     def load_judge(self, make: Callable[[], Judge]) -> str:
         """Make the judge in its process; returns its name."""

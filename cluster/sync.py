@@ -11,6 +11,7 @@ import numpy as np
 
 from actors.weight_sync import CorruptBucketError
 from cluster.arm import Arm
+from cluster.direct_sync import send_directly
 from cluster.failures import RunStoppedError
 from cluster.recipe import Call
 from cluster.residency import at_work, awake
@@ -35,6 +36,13 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
 def sync(session: Session, arm: Arm) -> None:
     """Policy -> rollout engine: buckets, checksums, caches reset, a new version."""
     arm.version = arm.round + 1
+    direct = session.transport is not None and session.transport.transport != "object_store"
+    if direct and send_directly(session, arm, arm.version):
+        # What a new engine gets does not depend on the others.
+        recipe = session.served("rollout").recipe
+        version = arm.version
+        recipe.weights = lambda: Call("update_weights", (policy_buckets(session, arm), version))
+        return
     keep = arm.config.overlap.off_policy_steps > 0
     give_weights(session, arm, lambda: policy_buckets(session, arm), arm.version, keep=keep)
 

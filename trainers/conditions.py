@@ -93,6 +93,8 @@ class RolloutCopy(_Part):
     """What the KV cache has room for."""
     sleeps: bool = False
     """Whether the engine leaves the device while it does not work."""
+    transport: str = "object_store"
+    """How new weights come to it."""
 
 
 class Conditions(_Part):

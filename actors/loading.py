@@ -1,0 +1,96 @@
+"""What runs inside vLLM's workers when they are given new weights.
+
+Functions of a worker, sent to it by `collective_rpc`. vLLM only logs which parameters it did not
+load, so its `load_weights` is watched; and a head that is tied to the embedding is packed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from actors.weight_sync import tensor_checksum
+
+
+@dataclass(slots=True)
+class Received:
+    """What one worker was given in an update."""
+
+    checked: bool
+    loaded: set[str] = field(default_factory=set)
+    """Parameters that were loaded, by the engine's names."""
+    checksums: dict[str, int] = field(default_factory=dict)
+    """Of what arrived, by checkpoint name."""
+
+
+def watch(worker: Any, checked: bool) -> None:
+    """Begin to note what `load_weights` is given."""
+    model = worker.model_runner.get_model()
+    received = worker.quartet_received = Received(checked)
+    load = model.load_weights
+
+    def noted(weights: Any) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            if checked:
+                received.checksums[name] = tensor_checksum(tensor)
+            yield name, tensor
+
+    def counted(weights: Any) -> Any:
+        found = load(noted(weights))
+        received.loaded.update(found or ())
+        return found
+
+    model.load_weights = counted
+
+
+def unwatch(worker: Any) -> dict[str, int]:
+    """Stop, and make whole what a reload leaves alone. Returns the checksums.
+
+    Raises:
+        RuntimeError: parameters got no weights.
+    """
+    model = worker.model_runner.get_model()
+    received = worker.quartet_received
+    del model.load_weights, worker.quartet_received
+    held = {name for name, _ in model.named_parameters()}
+    if stale := sorted(held - received.loaded):
+        raise RuntimeError(
+            f"weight sync: {len(stale)} of the engine's parameters got no weights and would stay "
+            f"stale, {', '.join(stale[:3])} among them"
+        )
+    _pack_tied_heads(model)
+    return received.checksums
+
+
+def reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
+    """Load whole weights that are in this process already."""
+    watch(worker, False)
+    try:
+        worker.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)
+    except BaseException:
+        del worker.model_runner.get_model().load_weights
+        raise
+    unwatch(worker)
+
+
+def leave_group(worker: Any) -> None:
+    """Give up the connection to the sender; the next sync makes another."""
+    worker.weight_transfer_engine.shutdown()
+
+
+def _pack_tied_heads(model: Any) -> None:
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+    )
+
+    for module in model.modules():
+        # A head that is tied to the embedding is not in the checkpoint, so the reload leaves it
+        # alone; on a CPU it computes with a packed copy, which would stay the old one.
+        if isinstance(module, ParallelLMHead) and isinstance(
+            module.quant_method, UnquantizedEmbeddingMethod
+        ):
+            module.quant_method.process_weights_after_loading(module)
