@@ -39,7 +39,7 @@ from actors.modules import (
 from actors.parking import Parking
 from actors.parts import freeze
 from actors.progress import note
-from actors.ranks import over_ranks
+from actors.ranks import not_finite, over_ranks, step_totals
 from actors.rendezvous import join, listen
 from actors.scoring import score_rows
 from actors.spare_image import run_tower_always
@@ -377,7 +377,7 @@ class TrainActor:
         optimisation: Optimisation,
     ) -> Metrics:
         batches = [(batch.to(self.device), weight) for batch, weight in weighted]
-        totals = self._global_totals(batches, method)
+        totals = step_totals(batches, method.totals, self.device, self.world_size)
         factor = learning_rate_factor(
             self.steps,
             warmup_steps=optimisation.warmup_steps,
@@ -403,8 +403,13 @@ class TrainActor:
                 if last and (self.steps == 1 or self.steps % 16 == 0):
                     # Between the last backward and its step, when all kinds exist.
                     self._bytes = bytes_by_kind(self._tensors())
-                if last:
-                    self._require_finite(sum_of_losses, optimisation)
+                # Once a step, and before it: ranks may differ in micro-batches.
+                if last and (what := not_finite(sum_of_losses, self.world_size)):
+                    raise FloatingPointError(
+                        f"{self.spec.role}: loss is {what} at step {self.steps + 1}; lower "
+                        f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
+                        "round's records"
+                    )
                 self._engine.step()
             if weight:
                 parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
@@ -415,36 +420,6 @@ class TrainActor:
             # The parts of one step add up to its loss; only steps are averaged.
             summed["loss"] = (summed["loss"][0], 1.0)
         return summed
-
-    def _require_finite(self, loss: Tensor, optimisation: Optimisation) -> None:
-        """Stop before the step, on all ranks: one that stopped alone would leave the others waiting
-        in their next collective. Once a step, as ranks may differ in micro-batches.
-        """
-        finite = torch.isfinite(loss).float()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-        if not finite:
-            own = loss.item()
-            what = "not finite on another rank" if math.isfinite(own) else str(own)
-            raise FloatingPointError(
-                f"{self.spec.role}: loss is {what} at step {self.steps + 1}; lower "
-                f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
-                "round's records"
-            )
-
-    def _global_totals(
-        self, batches: Sequence[tuple[Batch, float]], method: LossFunction
-    ) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for batch, weight in batches:
-            for name, value in method.totals(batch).items():
-                sums[name] = sums.get(name, 0.0) + weight * value
-        if self.world_size == 1:
-            return sums
-        names = sorted(sums)
-        tensor = torch.tensor([sums[name] for name in names], device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return dict(zip(names, tensor.tolist(), strict=True))
 
     # Weights -----------------------------------------------------------------------------------
 
