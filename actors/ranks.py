@@ -47,6 +47,15 @@ def not_finite(loss: Tensor, world_size: int) -> str | None:
     return "not finite on another rank" if math.isfinite(own) else str(own)
 
 
+def most_of_ranks(number: int, device: torch.device, world_size: int) -> int:
+    """The largest of the ranks' numbers, on all of them, which must all call."""
+    if world_size == 1:
+        return number
+    tensor = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
 def step_totals(
     batches: Sequence[tuple[Batch, float]],
     count: Callable[[Batch], dict[str, float]],

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from actors.conditions import trained_conditions
 from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
+from actors.forward import forward_shape
 from actors.ledger import BORROWED, PhaseMeter, Reading
 from actors.liger import use_liger
 from actors.lora import adapters_off, add_adapters, twin
@@ -36,10 +37,11 @@ from actors.modules import (
     load_vlm,
     save_score_head,
 )
+from actors.packing import use_packing
 from actors.parking import Parking
 from actors.parts import freeze
 from actors.progress import note
-from actors.ranks import not_finite, over_ranks, step_totals
+from actors.ranks import most_of_ranks, not_finite, over_ranks, step_totals
 from actors.rendezvous import join, listen
 from actors.scoring import score_rows
 from actors.spare_image import run_tower_always
@@ -130,6 +132,8 @@ class TrainActor:
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
         module: Any = self._build(spec, dtype, vlm)
+        if spec.packing:
+            use_packing(module.vlm)
         run_tower_always(module.vlm, spec.model_dir, self.world_size)
         if spec.lora_rank:
             add_adapters(
@@ -276,9 +280,7 @@ class TrainActor:
         self._require_awake()
         base = nullcontext() if adapters else adapters_off(self._engine.module.vlm)
         with torch.no_grad(), base:
-            return score_rows(
-                self._engine, self.processing, rows, batch_size, self.device, self._track_scoring
-            )
+            return self._score(self._engine, rows, batch_size)
 
     @torch.no_grad()
     def greedy_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
@@ -286,11 +288,22 @@ class TrainActor:
         it; int64, one array per row.
         """
         self._require_awake()
-        forward = partial(self._engine, greedy=True)
-        values = score_rows(
-            forward, self.processing, rows, batch_size, self.device, self._track_scoring
-        )
+        values = self._score(partial(self._engine, greedy=True), rows, batch_size)
         return [array.astype(np.int64) for array in values]
+
+    def _score(self, forward: Any, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
+        most = int  # equally many rows on each rank are equally many forwards of so many rows
+        if self.spec.micro_batch_tokens:
+            most = partial(most_of_ranks, device=self.device, world_size=self.world_size)
+        return score_rows(
+            forward,
+            self.processing,
+            rows,
+            self.spec.forwards(batch_size),
+            self.device,
+            self._track_scoring,
+            most,
+        )
 
     def _track_scoring(self, batch: Batch) -> AbstractContextManager[Any]:
         return self._track("logprobs", batch)
@@ -299,7 +312,8 @@ class TrainActor:
         """Count what comes and goes with `batch`, if it is the largest so far."""
         self._held = None
         # Adam's states exist from the second step on, so the first is not representative.
-        size = batch.input_ids_BT.numel() if self.steps or phase != "train" else 0
+        counts = self.steps or phase != "train"
+        size = math.prod(forward_shape(self._engine.module.vlm, batch)) if counts else 0
 
         def held() -> dict[str, list[Tensor]]:
             return {**self._tensors(), "activations": list(batch.tensors())}
@@ -343,7 +357,7 @@ class TrainActor:
                     self.processing,
                     rank=self.rank,
                     world_size=self.world_size,
-                    size=self.spec.micro_batch_size,
+                    forwards=self.spec.forwards(),
                 )
                 parts.append(self._step(batches, method, optimisation))
         parts = over_ranks(parts, self.world_size)
@@ -390,8 +404,8 @@ class TrainActor:
         sum_of_losses = torch.zeros((), device=self.device)
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
-            rows, length = batch.input_ids_BT.shape
-            self._largest = max(self._largest, (rows, length), key=math.prod)
+            shape = forward_shape(self._engine.module.vlm, batch)
+            self._largest = max(self._largest, shape, key=math.prod)
             self._engine.set_gradient_accumulation_boundary(last)
             with self._track("train", batch) as tracker:
                 loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
