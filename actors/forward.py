@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from actors.packing import mrope_positions, packed_inputs, packs
-from trainers.batch import Batch, SharedImages
+from trainers.batch import Batch
+from trainers.shared_images import SharedImages
 
 
 class FeatureMismatchError(ValueError):

@@ -292,7 +292,8 @@ class TrainActor:
         return [array.astype(np.int64) for array in values]
 
     def _score(self, forward: Any, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
-        most = int  # equally many rows on each rank are equally many forwards of so many rows
+        # Equally many rows on each rank are equally many forwards, unless tokens are counted.
+        most: Callable[[int], int] = int
         if self.spec.micro_batch_tokens:
             most = partial(most_of_ranks, device=self.device, world_size=self.world_size)
         return score_rows(
