@@ -15,6 +15,7 @@ from cluster.arms import DEFAULT_ARMS, expand_arms
 from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
 from cluster.deadlines import DeadlinesConfig
+from cluster.micro_batch_config import MicroBatchConfig
 from cluster.negatives_config import NegativesConfig
 from cluster.overlap_config import OverlapConfig, require_overlap_fits
 from cluster.placement_config import PlacementConfig, agree
@@ -61,15 +62,12 @@ class RolloutConfig(Settings):
     weights that vLLM has packed for oneDNN stay."""
 
 
-class TrainConfig(Settings):
+class TrainConfig(MicroBatchConfig):
     """How every trained copy is held and stepped."""
 
     zero_stage: int = Field(default=0, ge=0, le=3)
     num_ranks: int = Field(default=1, ge=1)
     """DeepSpeed ranks per trained copy."""
-    micro_batch_size: int = Field(default=16, ge=2)
-    """Rows per forward; does not change the gradient. As many as the smallest default step has, so
-    that the methods' peaks are of equal batches."""
     logprob_chunk: int = Field(default=512, ge=1)
     """Target tokens whose logits exist at once; does not change the result."""
     gradient_clip: float = Field(default=1.0, gt=0)

@@ -45,7 +45,7 @@ class _Transfer:
     """One sync."""
 
     def __init__(self, session: Session, arm: Arm):
-        assert session.transport.transport != "object_store"
+        assert session.transport is not None
         self._wait, self._kind = session.wait, session.transport.transport
         self._policy = session.trainer("policy")
         self._engines: list[Process] = session.served("rollout").processes
@@ -85,9 +85,10 @@ class _Transfer:
     def _next(self) -> Parcel | None:
         """The next bucket, with the handles of all ranks that send."""
         found = self._policy.ask("outbox", "next_parcel", limit="sync")
-        parcels = [found[rank] for rank in self._senders]
-        if parcels[0] is None:
+        parcels: list[Parcel] = [found[rank] for rank in self._senders if found[rank] is not None]
+        if not parcels:
             return None
+        assert len(parcels) == len(self._senders), "ranks differ in their number of buckets"
         handles: dict[str, Any] = {}
         for parcel in parcels:
             handles |= parcel.handles or {}

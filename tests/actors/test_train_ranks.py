@@ -42,7 +42,7 @@ def pairs_of(samples):
     return groups
 
 
-def run(session, tiny_model, store, samples, zero_stage):
+def run(session, tiny_model, store, samples, zero_stage, **options):
     from actors.train_spec import TrainSpec
     from actors.weight_sync import open_bucket
 
@@ -52,6 +52,7 @@ def run(session, tiny_model, store, samples, zero_stage):
         image_root=str(store.root),
         zero_stage=zero_stage,
         micro_batch_size=2,
+        **options,
     )
     session.load_trainer("policy", spec)
     group = session.trainer("policy")
@@ -76,10 +77,22 @@ def run(session, tiny_model, store, samples, zero_stage):
     return metrics, scores, weights
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_two_ranks_equal_one(shared_session, two, tiny_model, store, samples, zero_stage):
+@pytest.mark.parametrize(
+    ("zero_stage", "options"),
+    [
+        (2, {}),
+        (3, {}),
+        # Scoring takes 3 forwards of at most 86 tokens on one rank, and 4 on the other.
+        pytest.param(
+            3,
+            {"micro_batch_tokens": 86, "packing": True, "share_images": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_two_ranks_equal_one(shared_session, two, tiny_model, store, samples, zero_stage, options):
     _, one_scores, one_weights = run(shared_session, tiny_model, store, samples, zero_stage=0)
-    _, two_scores, two_weights = run(two, tiny_model, store, samples, zero_stage)
+    _, two_scores, two_weights = run(two, tiny_model, store, samples, zero_stage, **options)
     np.testing.assert_allclose(two_scores, one_scores, atol=1e-4)
     assert one_weights.keys() == two_weights.keys()
     gaps = torch.cat([(two_weights[n] - t).abs().flatten() for n, t in one_weights.items()])

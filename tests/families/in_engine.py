@@ -24,6 +24,7 @@ import torch
 
 from actors.engine import EngineSpec
 from actors.lora import adapters_off, add_adapters
+from actors.micro_batches import Forwards
 from actors.modules import PolicyModule, load_vlm
 from actors.rollout import RolloutActor
 from actors.scoring import score_rows
@@ -77,7 +78,12 @@ class Pair:
         module = PolicyModule(self.vlm, banned_ids=self.processing.banned_ids()).train()
         with torch.no_grad():
             values = score_rows(
-                module, self.processing, rows, 32, torch.device("cpu"), lambda _: nullcontext()
+                module,
+                self.processing,
+                rows,
+                Forwards(rows=32),
+                torch.device("cpu"),
+                lambda _: nullcontext(),
             )
         pairs = zip(rollouts, values, strict=True)
         return max(float(np.abs(np.array(r.logprobs) - theirs).max()) for r, theirs in pairs)
