@@ -9,7 +9,8 @@ import pytest
 import ray
 import torch
 
-from trainers.batch import Row, collate
+from tests.actors.rank_steps import load_policy, sent_weights, seven_pairs
+from trainers.batch import collate
 from trainers.config import DPOConfig
 from trainers.dpo import DPO
 from trainers.method import Optimisation
@@ -28,35 +29,9 @@ def two(shared_session):
     session.unload("policy")
 
 
-def pairs_of(samples):
-    """Seven pairs: an odd number, so one rank has a micro-batch fewer."""
-    groups = []
-    for index, sample in enumerate(samples[:7]):
-        rows = []
-        for side, length in enumerate((2 + index, 9 - index)):
-            ids = tuple(range(8 + index, 8 + index + length - 1))
-            row = Row.of_response(sample, (*ids, 1), f"{index}/{side}", margin=1.0)
-            row.tokens["ref_logprobs"] = np.full(length, -2.0, np.float32)
-            rows.append(row)
-        groups.append(tuple(rows))
-    return groups
-
-
 def run(session, tiny_model, store, samples, zero_stage, **options):
-    from actors.train_spec import TrainSpec
-    from actors.weight_sync import open_bucket
-
-    spec = TrainSpec(
-        role="policy",
-        model_dir=tiny_model,
-        image_root=str(store.root),
-        zero_stage=zero_stage,
-        micro_batch_size=2,
-        **options,
-    )
-    session.load_trainer("policy", spec)
-    group = session.trainer("policy")
-    groups = pairs_of(samples)
+    group = load_policy(session, tiny_model, str(store.root), zero_stage=zero_stage, **options)
+    groups = seven_pairs(samples)
     metrics = ray.get(
         group.call(
             "train",
@@ -68,13 +43,7 @@ def run(session, tiny_model, store, samples, zero_stage, **options):
     )
     rows = [row for pair in groups for row in pair][:13]  # 13 rows do not divide by two ranks
     scores = np.concatenate(group.score_rows(rows))
-    weights = {
-        name: tensor
-        for bucket in ray.get(group.call("weight_buckets", 2**20)[0], timeout=60)
-        for name, tensor in open_bucket(bucket)
-        if "k_proj.bias" not in name  # no gradient but rounding noise, see test_train_actor
-    }
-    return metrics, scores, weights
+    return metrics, scores, sent_weights(group)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +77,10 @@ class NanOnRankOne(DPO):
 
 
 def test_one_rank_with_a_bad_loss_stops_all(two, tiny_model, store, samples):
-    from actors.train_spec import TrainSpec
-
-    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
-    two.load_trainer("policy", spec)
+    group = load_policy(two, tiny_model, str(store.root))
     optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=4)
-    calls = two.trainer("policy").call(
-        "train", pairs_of(samples), NanOnRankOne(DPOConfig()), optimisation, seed=0
+    calls = group.call(
+        "train", seven_pairs(samples), NanOnRankOne(DPOConfig()), optimisation, seed=0
     )
     for call in calls:
         with pytest.raises(FloatingPointError, match="policy: loss is "):
@@ -141,12 +107,8 @@ class UnequalStream:
 
 
 def test_ranks_may_differ_in_micro_batches(two, tiny_model, store, samples):
-    from actors.train_spec import TrainSpec
-
-    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
-    two.load_trainer("policy", spec)
-    group = two.trainer("policy")
-    ray.get(group.call("open_stream", UnequalStream(pairs_of(samples))), timeout=60)
+    group = load_policy(two, tiny_model, str(store.root))
+    ray.get(group.call("open_stream", UnequalStream(seven_pairs(samples))), timeout=60)
     optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=2, total_steps=3)
     method = make_method(DPOConfig())
     results = ray.get(group.call("train_stream", 3, method, optimisation), timeout=60)
