@@ -9,7 +9,6 @@ from actors.answers import DroppedSample, SegmentSettings, encode_answers, resam
 from actors.choices import choose
 from actors.engine import Engine, EngineSpec, Request
 from actors.ledger import PhaseMeter, Reading
-from actors.offsets import token_ends
 from actors.progress import note
 from actors.weight_sync import Bucket, open_bucket
 from rewards.asking import Failed, Prompt
@@ -110,7 +109,7 @@ class RolloutActor:
                     finish_reason="stop" if item.finish_reason == "stop" else "length",
                     prompt_tokens=item.prompt_tokens,
                     source="policy" if noise_step is None else "noisy",
-                    token_ends=token_ends(engine.processing.tokenizer, item.token_ids, item.text),
+                    token_ends=item.token_ends,
                 )
                 for number, item in enumerate(answer)
             ]
