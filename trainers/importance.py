@@ -35,7 +35,8 @@ def truncated_weights(
     """
     log_ratio = np.asarray(old_logprobs, np.float64) - np.asarray(rollout_logprobs, np.float64)
     ratio = np.exp(log_ratio.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO))
-    return np.minimum(ratio, cap).astype(np.float32)
+    weights: np.ndarray = np.minimum(ratio, cap).astype(np.float32)
+    return weights
 
 
 def attach_importance(
