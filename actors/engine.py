@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from actors.engine_memory import EngineMemory
 from actors.inbox import Inbox, Meeting, open_inbox
 from actors.loading import reload
+from actors.offsets import Known, spell
 from actors.segments import without_segments
 from actors.sending import Parcel
 from actors.transports import TransportSetting
@@ -99,6 +101,8 @@ class Generated:
     text: str
     finish_reason: str
     prompt_tokens: int
+    token_ends: tuple[int, ...] = ()
+    """As `Rollout.token_ends`."""
 
 
 class Engine:
@@ -116,6 +120,9 @@ class Engine:
 
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
+        self._alike: dict[int, dict[str, Tensor]] = {}
+        """Processed images by their number, where any are as good as any others for a prompt's
+        length."""
         on_gpu = torch.cuda.is_available()
         device_options: dict[str, Any] = (
             {
@@ -180,10 +187,7 @@ class Engine:
         prompts, params, slots, expected = [], [], [], []
         results: list[list[Generated] | str] = [""] * len(requests)
         for index, request in enumerate(requests):
-            encoded = self.processing.encode(
-                f"{request.id} ({index})", request.turns, request.images, response_ids=()
-            )
-            prompt_ids = [*encoded.input_ids.tolist(), *request.prefix_ids]
+            prompt_ids = self._prompt_ids(f"{request.id} ({index})", request)
             length = len(prompt_ids)
             most = request.max_tokens or max_tokens
             if length + most > self.spec.max_model_len:
@@ -205,10 +209,12 @@ class Engine:
                     logprobs=0,
                     logit_bias=banned,
                     seed=request.seed,
+                    detokenize=False,  # a fifth of the engine's time: `spell` is faster
                 )
             )
         self.llm.collective_rpc(_seed, args=(seed,))
         outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        known: Known = {}
         for index, output, prompt_ids in zip(slots, outputs, expected, strict=True):
             if output.prompt_token_ids != prompt_ids:
                 results[index] = (
@@ -218,21 +224,42 @@ class Engine:
                 )
                 continue
             results[index] = [
-                Generated(
-                    tuple(completion.token_ids),
-                    tuple(
-                        position[token].logprob
-                        for token, position in zip(
-                            completion.token_ids, completion.logprobs, strict=True
-                        )
-                    ),
-                    completion.text.strip(),
-                    str(completion.finish_reason),
-                    len(output.prompt_token_ids),
-                )
-                for completion in output.outputs
+                self._generated(completion, len(prompt_ids), known) for completion in output.outputs
             ]
         return results
+
+    @cached_property
+    def _images_are_alike(self) -> bool:
+        return self.processing.images_are_alike()
+
+    def _prompt_ids(self, name: str, request: Request) -> list[int]:
+        """The prompt's tokens, images expanded."""
+        number = len(request.images)
+        encoded = self.processing.encode(
+            name,
+            request.turns,
+            request.images,
+            response_ids=(),
+            image_inputs=self._alike.get(number),
+        )
+        if number and self._images_are_alike:  # processed once: the engine does it by itself
+            self._alike[number] = encoded.model_inputs
+        return [*encoded.input_ids.tolist(), *request.prefix_ids]
+
+    def _generated(self, completion: Any, prompt_tokens: int, known: Known) -> Generated:
+        token_ids = tuple(completion.token_ids)
+        text, ends = spell(self.processing.tokenizer, token_ids, known)
+        return Generated(
+            token_ids,
+            tuple(
+                position[token].logprob
+                for token, position in zip(token_ids, completion.logprobs, strict=True)
+            ),
+            text,
+            str(completion.finish_reason),
+            prompt_tokens,
+            ends,
+        )
 
     def prompt_input(self, request: Request) -> dict[str, Any]:
         """One prompt as vLLM takes it: token ids, and images with names for the caches."""

