@@ -163,6 +163,8 @@ def _tokenizer(
     taken = set(vocabulary.values())
     free = (index for index in range(text.vocab_size) if index not in taken)
     vocabulary.update((word, index) for index, word in zip(free, missing, strict=False))
+    # An empty mapping would take the place of the list.
+    named = {"extra_special_tokens": names} if names else {}
     core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -173,7 +175,7 @@ def _tokenizer(
         unk_token="<unk>",
         additional_special_tokens=[*(fixed or (IMAGE,)), *marks],
         padding_side="right",
-        extra_special_tokens=names or {},
+        **named,
     )
 
 
