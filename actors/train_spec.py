@@ -103,4 +103,8 @@ def _optimizer_config(spec: TrainSpec) -> dict[str, Any]:
         # On a GPU machine DeepSpeed's own Adam steps in host memory, many times as fast as torch's.
         "torch_adam": spec.offload_optimizer == "none" or not torch.cuda.is_available(),
     }
-    return {"type": "AdamW" if spec.muon_ratio is None else "Muon", "params": params}
+    if spec.muon_ratio is not None:
+        return {"type": "Muon", "params": params}
+    if params["torch_adam"] and torch.cuda.is_available():
+        params["fused"] = True  # one kernel for all parameters, which needs no compiler
+    return {"type": "AdamW", "params": params}

@@ -24,6 +24,9 @@ from transformers import (
     Idefics3Processor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 from cluster.planner.architectures import (
@@ -140,12 +143,17 @@ def _widened(factor: int) -> Any:
     return type(model)(config)
 
 
-def _tokenizer(config: Any, marks: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+def _tokenizer(
+    config: Any,
+    marks: tuple[str, ...] = (),
+    fixed: dict[str, int] | None = None,
+    names: dict[str, str] | None = None,
+) -> PreTrainedTokenizerFast:
     """The drawn world's words, then numbered ones, until every row of the embedding is a token;
-    image and padding token where the config has them.
+    image and padding token where the config has them, as it has the `fixed` ones.
     """
     text = config.get_text_config()
-    vocabulary = {IMAGE: int(config.image_token_id)}
+    vocabulary = fixed or {IMAGE: int(config.image_token_id)}
     pad = getattr(text, "pad_token_id", None)
     if pad is not None and 0 <= pad < text.vocab_size:
         vocabulary["<pad>"] = int(pad)
@@ -155,6 +163,8 @@ def _tokenizer(config: Any, marks: tuple[str, ...] = ()) -> PreTrainedTokenizerF
     taken = set(vocabulary.values())
     free = (index for index in range(text.vocab_size) if index not in taken)
     vocabulary.update((word, index) for index, word in zip(free, missing, strict=False))
+    # An empty mapping would take the place of the list.
+    named = {"extra_special_tokens": names} if names else {}
     core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -163,8 +173,9 @@ def _tokenizer(config: Any, marks: tuple[str, ...] = ()) -> PreTrainedTokenizerF
         eos_token="</s>",
         bos_token="<s>",
         unk_token="<unk>",
-        additional_special_tokens=[IMAGE, *marks],
+        additional_special_tokens=[*(fixed or (IMAGE,)), *marks],
         padding_side="right",
+        **named,
     )
 
 
@@ -199,5 +210,37 @@ def _smolvlm(config: Any) -> Idefics3Processor:
     )
 
 
-PROCESSORS = {"llava": _llava, "smolvlm": _smolvlm}
+def _qwen2_5_vl(config: Any) -> Qwen2_5_VLProcessor:
+    """Images are resized to some `QWEN_TOKENS` squares of merged patches, as a photograph has; the
+    released processor keeps their own size.
+    """
+    vision = config.vision_config
+    side = vision.patch_size * vision.spatial_merge_size
+    edges = dict.fromkeys(("shortest_edge", "longest_edge"), QWEN_TOKENS * side**2)
+    sizes = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "size": edges,
+    }
+    names = {f"{kind}_token": mark for kind, mark in QWEN_MARKS.items()}
+    fixed = {mark: int(getattr(config, f"{kind}_token_id")) for kind, mark in QWEN_MARKS.items()}
+    image = "".join(QWEN_MARKS[kind] + " " for kind in ("vision_start", "image", "vision_end"))
+    return Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**sizes),
+        _tokenizer(config, fixed=fixed, names=names),
+        Qwen2VLVideoProcessor(**sizes),
+        chat_template=CHAT_TEMPLATE.replace(f"{IMAGE} ", image),
+    )
+
+
+QWEN_MARKS = {
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+}
+QWEN_TOKENS = 391
+"""Of an image of 640 x 480 pixels, as the planner counts them."""
+PROCESSORS = {"llava": _llava, "smolvlm": _smolvlm, "qwen2_5_vl": _qwen2_5_vl}
 """`model_type` -> what makes a processor that a model of this config can be fed with."""

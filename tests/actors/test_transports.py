@@ -170,3 +170,18 @@ def test_a_checksum_is_of_the_bytes():
 def test_an_nccl_outbox_says_where_it_is_met():
     host, port = NcclOutbox(iter(()), torch.device("cpu"), 1, checked=False).address
     assert host and 1024 <= port < 2**16
+
+
+def test_adam_is_fused_on_a_gpu_and_deepspeeds_own_in_host_memory(monkeypatch):
+    from actors.train_spec import TrainSpec, deepspeed_config
+
+    def params(**settings: object) -> dict[str, object]:
+        spec = TrainSpec(role="policy", model_dir="m", image_root="i", **settings)
+        return deepspeed_config(spec, 100)["optimizer"]["params"]
+
+    assert params()["torch_adam"] and "fused" not in params()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert params()["fused"] is True
+    assert "fused" not in params(muon_ratio=10.0)
+    offloaded = params(zero_stage=2, offload_optimizer="cpu")
+    assert not offloaded["torch_adam"] and "fused" not in offloaded
