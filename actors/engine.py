@@ -15,6 +15,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor
 
+from actors import engine_adapter
 from actors.engine_memory import EngineMemory
 from trainers.conditions import RolloutCopy
 from trainers.data.errors import UserError
@@ -48,6 +49,10 @@ class EngineSpec:
     """Devices that share the weights, each with a process of its own below this one."""
     seeds: Literal["call", "answer"] = "call"
     """Whether chance is drawn for a whole call, or for each answer by itself."""
+    lora_rank: int = 0
+    """Above 0 an adapter of up to this rank, on the language model, can be given beside weights."""
+    lora_vision: bool = False
+    """On vision tower and projector, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,11 @@ class Engine:
             raise UserError(
                 "rollout.sleep with rollout.tensor_parallel above 1 needs GPUs; leave one out"
             )
-        self.llm: Any = LLM(
-            spec.model_dir,
+        options = device_options | engine_adapter.engine_options(
+            spec.model_dir, spec.lora_rank, vision=spec.lora_vision
+        )
+        self.llm: Any = self._start(
+            LLM,
             dtype="bfloat16" if spec.bf16 else "float32",
             enforce_eager=not on_gpu,
             limit_mm_per_prompt={"image": spec.max_images},
@@ -132,13 +140,23 @@ class Engine:
             max_num_seqs=spec.max_num_seqs,
             seed=spec.seed,
             disable_log_stats=True,
-            **device_options,
+            **options,
         )
+        if spec.lora_rank and spec.lora_vision:
+            engine_adapter.require_tower(self.llm, spec.model_dir)
         self.version = 0
+        self.adapter: Any = None
+        """What requests are sent with to be answered by the adapter; None: by the weights alone."""
         self._names, checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
         self.memory = EngineMemory(self.llm, checkpoint_bytes, on_gpu=on_gpu)
         if spec.sleep:
             self.sleep()
+
+    def _start(self, make: Any, **options: Any) -> Any:
+        try:
+            return make(self.spec.model_dir, **options)
+        except ValueError as error:
+            raise engine_adapter.refusal(self.spec.model_dir, error) or error from None
 
     def generate(
         self,
@@ -192,7 +210,7 @@ class Engine:
                 )
             )
         self.llm.collective_rpc(_seed, args=(seed,))
-        outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        outputs = self.ask(prompts, params)
         for index, output, prompt_ids in zip(slots, outputs, expected, strict=True):
             if output.prompt_token_ids != prompt_ids:
                 results[index] = (
@@ -217,6 +235,15 @@ class Engine:
                 for completion in output.outputs
             ]
         return results
+
+    def ask(self, prompts: Sequence[Any], params: Any) -> Sequence[Any]:
+        """What vLLM answers to prompts as it takes them, in order."""
+        if not prompts:
+            return []
+        outputs: Sequence[Any] = self.llm.generate(
+            prompts, params, use_tqdm=False, lora_request=self.adapter
+        )
+        return outputs
 
     def prompt_input(self, request: Request) -> dict[str, Any]:
         """One prompt as vLLM takes it: token ids, and images with names for the caches."""
@@ -245,12 +272,26 @@ class Engine:
     def update_weights(
         self, tensors: Sequence[tuple[str, Tensor]], version: int | None = None
     ) -> int:
-        """Load new weights for every checkpoint name and reset all caches. Returns the version.
+        """Load new weights for every checkpoint name, or an adapter, or both, and reset all caches.
+        Weights take the place of an adapter, too. Returns the version.
 
         Raises:
             RuntimeError: names are missing or unknown, so that a parameter would stay stale.
         """
         assert self.memory.awake, "the engine is asleep; wake it first"
+        adapter = [each for each in tensors if engine_adapter.is_adapter(each[0])]
+        weights = [each for each in tensors if not engine_adapter.is_adapter(each[0])]
+        if weights or not adapter:
+            self._load_weights(weights)
+        if adapter:
+            assert self.spec.lora_rank, "the engine was started without room for an adapter"
+            self.llm.collective_rpc(engine_adapter.load, args=(adapter,))
+            self.adapter = engine_adapter.request()
+        self.memory.forget_requests()  # a stale cache would mix two policies
+        self.version = self.version + 1 if version is None else version
+        return self.version
+
+    def _load_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         names = {name for name, _ in tensors}
         if names != self._names:
             missing = sorted(self._names - names)[:3]
@@ -260,9 +301,7 @@ class Engine:
                 f"unknown {unknown}"
             )
         self.llm.collective_rpc(_reload, args=(list(tensors),))
-        self.memory.forget_requests()  # a stale cache would mix two policies
-        self.version = self.version + 1 if version is None else version
-        return self.version
+        self.adapter = None
 
     def sleep(self) -> int:
         """Leave the device until `wake_up`. Returns the bytes moved to host memory."""
@@ -313,7 +352,8 @@ def _reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:
     )
 
     model = worker.model_runner.get_model()
-    held = {name for name, _ in model.named_parameters()}
+    # vLLM puts the layers that take adapters one level down, and loads them as if it had not.
+    held = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
     loaded: set[str] = set()
     load = model.load_weights
 

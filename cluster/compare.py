@@ -325,6 +325,8 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         sleep=config.rollout.sleep,
         tensor_parallel=config.rollout.tensor_parallel,
         seeds=config.rollout.seeds,
+        lora_rank=config.train.lora_rank if config.train.lora_sync == "adapter" else 0,
+        lora_vision=config.train.lora_sync == "adapter" and config.train.lora_vision,
     )
 
 

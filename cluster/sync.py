@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.weight_sync import CorruptBucketError
+from actors.weight_sync import Adapters, CorruptBucketError
 from cluster.arm import Arm
 from cluster.failures import RunStoppedError
 from cluster.recipe import Call
@@ -19,7 +19,7 @@ from trainers.batch import Row
 from trainers.data.records import Rollout, Sample
 
 
-def policy_buckets(session: Session, arm: Arm) -> Any:
+def policy_buckets(session: Session, arm: Arm, adapters: Adapters = "merged") -> Any:
     """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
     train = arm.config.train
     with at_work(session, arm, "policy"):
@@ -27,19 +27,36 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
             "weight_buckets",
             train.bucket_mib * 2**20,
             checked=arm.round % train.checksum_every == 0,
+            adapters=adapters,
         )
         session.wait([replace(asked[0], stays=True), *asked[1:]], "sync")
     return asked[0].reference
 
 
-def sync(session: Session, arm: Arm) -> None:
-    """Policy -> rollout engine: buckets, checksums, caches reset, a new version."""
+def sync(session: Session, arm: Arm, *, has_base: bool = False) -> None:
+    """Policy -> rollout engine: buckets, checksums, caches reset, a new version.
+
+    With `train.lora_sync=adapter` an engine that `has_base` is given the adapters alone.
+    """
     arm.version = arm.round + 1
-    give_weights(session, arm, lambda: policy_buckets(session, arm), arm.version)
+    served = arm.config.train.lora_sync == "adapter"
+    whole = partial(policy_buckets, session, arm, "beside" if served else "merged")
+    short = partial(policy_buckets, session, arm, "alone") if served and has_base else whole
+    give_weights(session, arm, short, arm.version, anew=whole)
 
 
-def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: int) -> None:
-    """Load the buckets that `make` gives into the rollout engine."""
+def give_weights(
+    session: Session,
+    arm: Arm,
+    make: Callable[[], Any],
+    version: int,
+    *,
+    anew: Callable[[], Any] | None = None,
+) -> None:
+    """Load the buckets that `make` gives into the rollout engine. What a new process would need is
+    `anew`, by default the same.
+    """
+    whole = anew or make
 
     def load(buckets: Any) -> None:
         with awake(session, arm, "rollout"):
@@ -48,7 +65,7 @@ def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: i
     _send(session, make, load)
     if arm.ledger is not None:
         arm.ledger.count_objects(arm.round)  # while the buckets are still there
-    session.served("rollout").recipe.weights = lambda: Call("update_weights", (make(), version))
+    session.served("rollout").recipe.weights = lambda: Call("update_weights", (whole(), version))
 
 
 def refresh_reference(session: Session, arm: Arm, role: str, rate: float) -> None:
