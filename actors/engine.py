@@ -16,6 +16,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor
 
+from actors import engine_adapter
 from actors.engine_memory import EngineMemory
 from actors.inbox import Inbox, Meeting, open_inbox
 from actors.loading import reload
@@ -60,6 +61,10 @@ class EngineSpec:
     """How new weights come; not `auto` any more when an engine is made."""
     takes_turns: bool = False
     """Whether the policy is off the device while the engine is on it."""
+    lora_rank: int = 0
+    """Above 0 an adapter of up to this rank, on the language model, can be given beside weights."""
+    lora_vision: bool = False
+    """On vision tower and projector, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,11 @@ class Engine:
             raise UserError(
                 "rollout.sleep with rollout.tensor_parallel above 1 needs GPUs; leave one out"
             )
-        self.llm: Any = LLM(
-            spec.model_dir,
+        options = device_options | engine_adapter.engine_options(
+            spec.model_dir, spec.lora_rank, vision=spec.lora_vision
+        )
+        self.llm: Any = self._start(
+            LLM,
             dtype="bfloat16" if spec.bf16 else "float32",
             enforce_eager=not on_gpu,
             limit_mm_per_prompt={"image": spec.max_images},
@@ -154,14 +162,24 @@ class Engine:
             max_num_seqs=spec.max_num_seqs,
             seed=spec.seed,
             disable_log_stats=True,
-            **device_options,
+            **options,
         )
+        if spec.lora_rank and spec.lora_vision:
+            engine_adapter.require_tower(self.llm, spec.model_dir)
         self.version = 0
         self._inbox: Inbox | None = None
+        self.adapter: Any = None
+        """What requests are sent with to be answered by the adapter; None: by the weights alone."""
         self._names, checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
         self.memory = EngineMemory(self.llm, checkpoint_bytes, on_gpu=on_gpu)
         if spec.sleep:
             self.sleep()
+
+    def _start(self, make: Any, **options: Any) -> Any:
+        try:
+            return make(self.spec.model_dir, **options)
+        except ValueError as error:
+            raise engine_adapter.refusal(self.spec.model_dir, error) or error from None
 
     def generate(
         self,
@@ -213,7 +231,7 @@ class Engine:
                 )
             )
         self.llm.collective_rpc(_seed, args=(seed,))
-        outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        outputs = self.ask(prompts, params)
         known: Known = {}
         for index, output, prompt_ids in zip(slots, outputs, expected, strict=True):
             if output.prompt_token_ids != prompt_ids:
@@ -261,6 +279,15 @@ class Engine:
             ends,
         )
 
+    def ask(self, prompts: Sequence[Any], params: Any) -> Sequence[Any]:
+        """What vLLM answers to prompts as it takes them, in order."""
+        if not prompts:
+            return []
+        outputs: Sequence[Any] = self.llm.generate(
+            prompts, params, use_tqdm=False, lora_request=self.adapter
+        )
+        return outputs
+
     def prompt_input(self, request: Request) -> dict[str, Any]:
         """One prompt as vLLM takes it: token ids, and images with names for the caches."""
         ids = [*self.processing.prompt_ids(request.turns), *request.prefix_ids]
@@ -288,14 +315,23 @@ class Engine:
     def update_weights(
         self, tensors: Sequence[tuple[str, Tensor]], version: int | None = None
     ) -> int:
-        """Load new weights for every checkpoint name and reset all caches. Returns the version.
+        """Load new weights for every checkpoint name, or an adapter, or both, and reset all caches.
+        Weights take the place of an adapter, too. Returns the version.
 
         Raises:
             RuntimeError: names are missing or unknown, so that a parameter would stay stale.
         """
         assert self.memory.awake, "the engine is asleep; wake it first"
-        self._require_all({name for name, _ in tensors})
-        self.llm.collective_rpc(reload, args=(list(tensors),))
+        adapter = [each for each in tensors if engine_adapter.is_adapter(each[0])]
+        weights = [each for each in tensors if not engine_adapter.is_adapter(each[0])]
+        if weights or not adapter:
+            self._require_all({name for name, _ in weights})
+            self.llm.collective_rpc(reload, args=(weights,))
+            self.adapter = None
+        if adapter:
+            assert self.spec.lora_rank, "the engine was started without room for an adapter"
+            self.llm.collective_rpc(engine_adapter.load, args=(adapter,))
+            self.adapter = engine_adapter.request()
         return self._updated(version)
 
     def open_update(self, meeting: Meeting | None, *, checked: bool) -> None:

@@ -51,7 +51,7 @@ from actors.state_files import StateFiles
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.train_state import trained_state
-from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
+from actors.weight_sync import Adapters, Bucket, checkpoint_tensors, make_buckets
 from trainers.batch import Batch, Group, Row, encode_row
 from trainers.conditions import Conditions
 from trainers.data.images import ImageStore
@@ -441,16 +441,18 @@ class TrainActor(Sends):
 
     # Weights -----------------------------------------------------------------------------------
 
-    def weight_buckets(self, bucket_bytes: int, *, checked: bool = True) -> list[Bucket]:
+    def weight_buckets(
+        self, bucket_bytes: int, *, checked: bool = True, adapters: Adapters = "merged"
+    ) -> list[Bucket]:
         """The VLM's weights under checkpoint names, in buckets, with checksums if `checked`. Under
         ZeRO-3 all ranks must call it together; only rank 0 returns buckets.
         """
         self._require_awake()
-        return make_buckets(self._weights(), bucket_bytes, checked=checked)
+        return make_buckets(self._weights(adapters), bucket_bytes, checked=checked)
 
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        vlm = self._engine.module.vlm
-        return checkpoint_tensors(vlm, gather=self.spec.zero_stage == 3, keep=self.rank == 0)
+    def _weights(self, adapters: Adapters = "merged") -> Iterator[tuple[str, Tensor]]:
+        vlm, gather = self._engine.module.vlm, self.spec.zero_stage == 3
+        return checkpoint_tensors(vlm, gather=gather, keep=self.rank == 0, adapters=adapters)
 
     def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
         """Write a Hugging Face folder with processor (and score head) that vLLM can load."""

@@ -314,6 +314,7 @@ def set_judge(run: CompareRun, arm: Arm) -> None:
 
 def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> EngineSpec:
     """What the rollout engine loads."""
+    adapter, kept = config.train.lora_sync == "adapter", config.overlap.off_policy_steps > 0
     return EngineSpec(
         model_dir=str(model_dir),
         image_root=str(store.root),
@@ -325,8 +326,10 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         sleep=config.rollout.sleep,
         tensor_parallel=config.rollout.tensor_parallel,
         seeds=config.rollout.seeds,
-        transport="object_store" if config.overlap.off_policy_steps else config.train.transport,
+        transport="object_store" if kept or adapter else config.train.transport,
         takes_turns=config.train.time_slice,
+        lora_rank=config.train.lora_rank if adapter else 0,
+        lora_vision=adapter and config.train.lora_vision,
     )
 
 

@@ -15,6 +15,7 @@ from cluster.arms import DEFAULT_ARMS, expand_arms
 from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
 from cluster.deadlines import DeadlinesConfig
+from cluster.lora_config import check_adapters
 from cluster.micro_batch_config import MicroBatchConfig
 from cluster.negatives_config import NegativesConfig
 from cluster.overlap_config import OverlapConfig, require_overlap_fits
@@ -87,6 +88,9 @@ class TrainConfig(MicroBatchConfig):
     """Adapters count alpha / rank; by default alpha is twice the rank."""
     lora_vision: bool = False
     """Adapters on the vision tower and the projector, too."""
+    lora_sync: Literal["merged", "adapter"] = "merged"
+    """`adapter`: after the first sync only adapters go to the rollout engine, which serves them
+    beside the base; `merged`: weights with the adapters added."""
     reference: ReferenceMode = "own_copy"
     """`on_host`: a copy that is in host memory while it does not work; `adapter_off`: the policy
     without its adapters is the reference; `cached`: its values are taken before training, and no
@@ -158,38 +162,8 @@ class TrainConfig(MicroBatchConfig):
         return self
 
     @model_validator(mode="after")
-    def _base_can_be_shared(self) -> Self:
-        if self.critic == "own_copy":
-            return self
-        if self.lora_rank == 0:
-            raise UserError(
-                "train.critic=shared_base needs train.lora_rank above 0: only a frozen base can be "
-                "shared"
-            )
-        if self.zero_stage == 3:
-            raise UserError(
-                "train.critic=shared_base needs train.zero_stage 0, 1 or 2: under ZeRO-3 a base "
-                "belongs to one engine"
-            )
-        if self.time_slice:
-            raise UserError(
-                "train.critic=shared_base leaves nothing to take turns with: policy and critic are "
-                "on one base; leave train.time_slice=false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_exist(self) -> Self:
-        if self.lora_rank:
-            return self
-        if self.reference == "adapter_off":
-            raise UserError(
-                "train.reference=adapter_off needs train.lora_rank above 0: without adapters there "
-                "is nothing to turn off; set train.reference=cached to do without a copy"
-            )
-        if self.lora_alpha is not None or self.lora_vision:
-            key = "lora_vision" if self.lora_vision else "lora_alpha"
-            raise UserError(f"train.{key} needs train.lora_rank above 0; 0 trains all weights")
+    def _adapters_fit(self) -> Self:
+        check_adapters(self)
         return self
 
 

@@ -180,7 +180,7 @@ def run_round(
             if online:
                 settle_ahead(session, arm)
                 with arm.phase("sync"):
-                    sync(session, arm)
+                    sync(session, arm, has_base=True)
                 with arm.phase("parity"):
                     parity = check_parity(session, arm, list(samples.values()))
             bar.advance(1, "evaluate")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.weight_sync import CorruptBucketError
+from actors.weight_sync import Adapters, CorruptBucketError
 from cluster.arm import Arm
 from cluster.direct_sync import send_directly
 from cluster.failures import RunStoppedError
@@ -20,7 +20,7 @@ from trainers.batch import Row
 from trainers.data.records import Rollout, Sample
 
 
-def policy_buckets(session: Session, arm: Arm) -> Any:
+def policy_buckets(session: Session, arm: Arm, adapters: Adapters = "merged") -> Any:
     """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
     train = arm.config.train
     with at_work(session, arm, "policy"):
@@ -28,31 +28,46 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
             "weight_buckets",
             train.bucket_mib * 2**20,
             checked=arm.round % train.checksum_every == 0,
+            adapters=adapters,
         )
         session.wait([replace(asked[0], stays=True), *asked[1:]], "sync")
     return asked[0].reference
 
 
-def sync(session: Session, arm: Arm) -> None:
-    """Policy -> rollout engine: buckets, checksums, caches reset, a new version."""
+def sync(session: Session, arm: Arm, *, has_base: bool = False) -> None:
+    """Policy -> rollout engine: buckets, checksums, caches reset, a new version.
+
+    With `train.lora_sync=adapter` an engine that `has_base` is given the adapters alone.
+    """
     arm.version = arm.round + 1
+    recipe = session.served("rollout").recipe
+    version = arm.version
+    served = arm.config.train.lora_sync == "adapter"
+    whole = partial(policy_buckets, session, arm, "beside" if served else "merged")
     direct = session.transport is not None and session.transport.transport != "object_store"
-    if direct and send_directly(session, arm, arm.version):
+    if direct and send_directly(session, arm, version):
         # What a new engine gets does not depend on the others.
-        recipe = session.served("rollout").recipe
-        version = arm.version
-        recipe.weights = lambda: Call("update_weights", (policy_buckets(session, arm), version))
+        recipe.weights = lambda: Call("update_weights", (whole(), version))
         return
     keep = arm.config.overlap.off_policy_steps > 0
-    give_weights(session, arm, lambda: policy_buckets(session, arm), arm.version, keep=keep)
+    short = partial(policy_buckets, session, arm, "alone") if served and has_base else whole
+    give_weights(session, arm, whole if keep else short, version, anew=whole, keep=keep)
 
 
 def give_weights(
-    session: Session, arm: Arm, make: Callable[[], Any], version: int, *, keep: bool = False
+    session: Session,
+    arm: Arm,
+    make: Callable[[], Any],
+    version: int,
+    *,
+    anew: Callable[[], Any] | None = None,
+    keep: bool = False,
 ) -> None:
-    """Load the buckets that `make` gives into the rollout engine. With `keep` they stay in the
-    object store for an engine that has to be replaced: `make` would give later weights by then.
+    """Load the buckets that `make` gives into the rollout engine. What a new process would need is
+    `anew`, by default the same. With `keep` they stay in the object store for it: `anew` would give
+    later weights by then.
     """
+    whole = anew or make
     kept: list[Any] = []
 
     def load(buckets: Any) -> None:
@@ -64,7 +79,7 @@ def give_weights(
     if arm.ledger is not None:
         arm.ledger.count_objects(arm.round)  # while the buckets are still there
     session.served("rollout").recipe.weights = lambda: Call(
-        "update_weights", (kept[0] if kept else make(), version)
+        "update_weights", (kept[0] if kept else whole(), version)
     )
 
 
