@@ -352,6 +352,7 @@ def checkpoints_of(folder: Path, fill_with, **settings) -> Checkpoints:
     arm = SimpleNamespace(
         folder=folder,
         config=SimpleNamespace(checkpoint=CheckpointConfig(**settings), rounds=9),
+        ahead=None,
         result=MethodResult(),
         phase=Clock().phase,
     )
