@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import sys
@@ -33,6 +32,7 @@ import ray
 from actors.engine import EngineSpec
 from actors.train_spec import TrainSpec
 from benchmarks import bare
+from benchmarks.figures import growth
 from cluster.console import Console
 from cluster.session import Session
 from trainers.batch import Row
@@ -198,14 +198,6 @@ def measure(bench: Bench, curve: str, sizes: Sequence[int], repeats: int) -> dic
             "cpu_growth": growth(points, "cpu_seconds"),
         }
     return {"sizes": list(sizes), "parts": parts}
-
-
-def growth(points: Sequence[dict[str, float]], key: str) -> float:
-    """Slope of log cost over log size between the two largest points. Limiting cases: cost in
-    proportion to size is 1, a constant 0.
-    """
-    a, b = points[-2], points[-1]
-    return math.log(b[key] / a[key]) / math.log(b["size"] / a["size"])
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-RAW = ("generate", "judge", "logprobs", "train", "sync")
+from benchmarks.figures import RAW
+
 LINEAR = 1.1
 """A slope above this is more than linear."""
 
