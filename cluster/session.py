@@ -326,7 +326,7 @@ class Session:
         choice = choose_transport(
             spec, self.plan, lambda: self.ask("rollout", "reach", limit="load")
         )
-        if spec.transport != "object_store" and choice != self.transport:
+        if choice.why and choice != self.transport:
             self.console.line(f"weights: {choice}")
         self.transport = choice
         self.ask("rollout", "load", changed(spec, transport=choice.transport), limit="load")

@@ -15,8 +15,8 @@ def choose_transport(spec: EngineSpec, plan: Plan, look: Callable[[], Reach]) ->
     Raises:
         UserError: `train.transport` names one that cannot work here.
     """
-    if spec.transport == "object_store":
-        return Choice("object_store", "as train.transport says")
+    if spec.transport == "object_store" or not any(s.role == "policy" for s in plan.seats):
+        return Choice("object_store", "")  # nobody asked, or nothing is trained
     return choose(
         spec.transport,
         look(),

@@ -87,6 +87,13 @@ def test_an_engine_of_ours_is_loaded_in_silence(session):
     assert not session.console.lines and [name for _, name, *_ in session.asked] == ["load"]
 
 
+def test_where_nothing_is_trained_there_is_nothing_to_choose(session):
+    session._reservation = SimpleNamespace(plan=plan([], [(0,)]))  # `quartet eval`
+    session.load_rollout(SPEC)
+    assert not session.console.lines and [name for _, name, *_ in session.asked] == ["load"]
+    assert session.transport.transport == "object_store"
+
+
 def test_a_transport_that_cannot_work_stops_the_run_before_it_loads(session):
     spec = EngineSpec(model_dir="m", image_root="i", transport="nccl")
     with pytest.raises(UserError, match=r"train\.transport=nccl: there is no GPU"):
