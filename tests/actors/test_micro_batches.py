@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.micro_batches import Forwards, in_order, micro_batches, pack
@@ -65,6 +65,7 @@ class Plain:
 steps = st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=3), min_size=1, max_size=12)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=steps,
     world=st.integers(1, 4),

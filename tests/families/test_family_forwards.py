@@ -12,7 +12,7 @@ import torch
 
 from actors.forward import forward_shape, hidden_states
 from actors.modules import CriticModule, PolicyModule, RewardModule, ScoreHead, load_vlm
-from actors.packing import packed_inputs, use_packing
+from actors.packing import ATTENTION, packed_inputs, use_packing
 from tests.families.builders import BUILDERS
 from trainers.batch import Row, collate, encode_row
 
@@ -114,6 +114,7 @@ def test_rows_attend_as_under_transformers_own_mask(processing_of, tiny_folder, 
         masked = vlm.model(**inputs, **batch.model_inputs, use_cache=False).last_hidden_state[0]
         use_packing(vlm)
         found = hidden_states(vlm, batch)
+    assert ATTENTION not in vlm.config.to_json_string(use_diff=False)  # a saved folder is plain
     torch.testing.assert_close(found.states_KH, masked, atol=TOLERANCE, rtol=TOLERANCE)
     assert found.starts_B.tolist()[:2] == [0, int(batch.last_B[0]) + 1]
 
