@@ -93,8 +93,11 @@ def save_ahead(ahead: Ahead, folder: Path) -> None:
     """Write settled answers into a checkpoint's folder."""
     assert not ahead.begun, "settle them first"
     with RecordWriter(folder / ANSWERS) as writer:
-        for record in (*ahead.samples, *(r for rollouts, _ in ahead.made for r in rollouts)):
-            writer.append(record)
+        for sample in ahead.samples:
+            writer.append(sample)
+        for rollouts, _ in ahead.made:
+            for rollout in rollouts:
+                writer.append(rollout)
     dropped = [[item.sample_id, item.reason] for _, bad in ahead.made for item in bad]
     (folder / DROPPED).write_text(json.dumps({"round": ahead.number, "dropped": dropped}) + "\n")
 

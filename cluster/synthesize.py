@@ -36,8 +36,8 @@ def synthesize(config: RunConfig, out: Path) -> int:
         store = ImageStore(folder / "images")
         data = read_data(config.data, store, console) if config.data.path else None
         with make_session(config, console) as session:
-            config = config.model_copy(update={"rounds": 1})  # nothing is asked for beyond it
-            run = prepare(session, config, folder, store)
+            once = config.model_copy(update={"rounds": 1})  # nothing is asked for beyond it
+            run = prepare(session, once, folder, store)
             number, seed = config.rollout.num_prompts, config.seed
             prompts: PromptSource = DrawnPrompts(store, number, seed)
             if data is not None:
