@@ -95,8 +95,9 @@ def save_ahead(ahead: Ahead, folder: Path) -> None:
     with RecordWriter(folder / ANSWERS) as writer:
         for sample in ahead.samples:
             writer.append(sample)
-        for rollout in (each for rollouts, _ in ahead.made for each in rollouts):
-            writer.append(rollout)
+        for rollouts, _ in ahead.made:
+            for rollout in rollouts:
+                writer.append(rollout)
     dropped = [[item.sample_id, item.reason] for _, bad in ahead.made for item in bad]
     (folder / DROPPED).write_text(json.dumps({"round": ahead.number, "dropped": dropped}) + "\n")
 
