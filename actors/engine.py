@@ -142,8 +142,6 @@ class Engine:
             disable_log_stats=True,
             **options,
         )
-        if spec.lora_rank and spec.lora_vision:
-            engine_adapter.require_tower(self.llm, spec.model_dir)
         self.version = 0
         self.adapter: Any = None
         """What requests are sent with to be answered by the adapter; None: by the weights alone."""
