@@ -21,7 +21,7 @@ from trainers.data.errors import UserError
 PARTS = (".lora_A.weight", ".lora_B.weight")
 ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM's `max_lora_rank` can be."""
-TOWERS = ("qwen2_5_vl",)
+TOWERS = ("qwen2_5_vl", "smolvlm")
 """Families whose vision tower vLLM serves adapters on, as far as was tried. It claims more: in
 LLaVA-1.5 it counts 16 tokens of an image where CLIP has 17, and dies in the first answer.
 """
