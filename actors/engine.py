@@ -164,8 +164,6 @@ class Engine:
             disable_log_stats=True,
             **options,
         )
-        if spec.lora_rank and spec.lora_vision:
-            engine_adapter.require_tower(self.llm, spec.model_dir)
         self.version = 0
         self._inbox: Inbox | None = None
         self.adapter: Any = None

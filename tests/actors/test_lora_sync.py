@@ -99,3 +99,11 @@ def test_the_layers_that_the_engine_prepares_are_the_trainers(tiny_model):
     add_adapters(vlm, rank=2)
     last = {name.rpartition(".")[2] for name in adapters(vlm)}
     assert set(engine_options(tiny_model, 2)["lora_target_modules"]) == last
+
+
+def test_a_tower_that_the_engine_cannot_adapt_is_refused_before_it_starts(tiny_model):
+    from actors.engine_adapter import engine_options
+    from trainers.data.errors import UserError
+
+    with pytest.raises(UserError, match=r"of a llava model cannot be served \(of qwen2_5_vl"):
+        engine_options(tiny_model, 2, vision=True)

@@ -16,7 +16,20 @@ from typing import Any
 from trainers.data.model_folder import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs"
-COLUMNS = ("parity", "sync", "padding", "PPO", "DPO", "nSFT", "LoRA", "export")
+COLUMNS = (
+    "parity",
+    "sync",
+    "padding",
+    "PPO",
+    "DPO",
+    "nSFT",
+    "LoRA",
+    "adapter",
+    "with tower",
+    "export",
+)
+LATER = ("adapter", "with tower")
+"""Columns that not every family has been measured for yet."""
 PACKAGES = ("torch", "transformers", "vllm", "deepspeed")
 HEAD = """# Models
 
@@ -38,6 +51,9 @@ LEGEND = """
 * **nSFT**: steps on responses and corrective turns; how far the loss fell in five.
 * **LoRA**: as sync, with adapters on the language model, and on tower and projector too, merged on
   the way; with them off, the trainer is the base that the engine answered as.
+* **adapter**: the same with the adapters on the language model sent alone, for the engine to serve
+  beside the base (`train.lora_sync=adapter`); **with tower**: on tower and projector,
+  too, where vLLM does it right.
 * **export**: tensors of the saved folder, named as in the released one. The engine of the other
   columns was started from it, processor and chat template included.
 
