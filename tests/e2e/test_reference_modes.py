@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ def train(stack, model: str, method: dict[str, Any], **settings: Any):
     from cluster import run
     from trainers.comparison import load
 
-    output = stack.root / "-".join(map(str, (method["name"], *settings.values())))
+    output = Path(mkdtemp(dir=stack.root))
     values = {
         "output": str(output),
         "rounds": ROUNDS,
