@@ -162,7 +162,7 @@ def train(
                 actor.processing,
                 rank=actor.rank,
                 world_size=actor.world_size,
-                size=actor.spec.micro_batch_size,
+                forwards=actor.spec.forwards(),
             )
             batches = [batch.to(actor.device) for batch, _ in made]
             totals: dict[str, float] = {}

@@ -72,6 +72,12 @@ code of their own (`internvl_chat`). SmolVLM's processor needs the package num2w
 dropped with its reason; a folder without processor, chat template or placeholder is refused.
 """
 
+NOT_SUPPORTED = {
+    "gemma3": ("Gemma 3", "an image's tokens see each other in both directions"),
+    "paligemma": ("PaliGemma", "the tokens of a prompt see each other in both directions"),
+}
+"""Families that are refused: `model_type` -> name, and what vLLM's attention on a CPU has not."""
+
 
 def table(results: dict[str, Any]) -> str:
     """The page for these results."""
@@ -81,6 +87,15 @@ def table(results: dict[str, Any]) -> str:
     for family, name in FAMILIES.items():
         cells = [_cell(results.get(family, {}).get(column)) for column in COLUMNS]
         rows.append(f"| {name} (`{family}`) | {' | '.join(cells)} |")
+    rows += ["", "Not supported, and refused by name:", ""]
+    for family, (name, why) in NOT_SUPPORTED.items():
+        own, causal = (_cell(results.get(family, {}).get(key)) for key in ("own", "causal"))
+        rows.append(
+            f"* {name} (`{family}`), because {why}. vLLM's attention on a CPU is causal: log-"
+            f"probabilities differ by {own} from the trainer's ({causal} if its attention is made "
+            "causal, too), where 1e-5 is allowed. On a GPU vLLM has such attention for some "
+            "backends; not run."
+        )
     return HEAD + "\n".join(rows) + "\n" + LEGEND
 
 
