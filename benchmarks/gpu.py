@@ -77,7 +77,9 @@ def run_part(part: str, spec: dict[str, Any], seconds: float, folder: Path) -> l
     try:
         done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False)
         if done.returncode:
-            why = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+            # Progress bars are flushed after the error.
+            why = next((line for line in reversed(said) if "Error" in line), said[-1])
     except subprocess.TimeoutExpired:
         why = f"cut after its {seconds:.0f} s"
     read = found.read_text(encoding="utf-8").splitlines() if found.is_file() else []

@@ -45,6 +45,7 @@ class _Transfer:
     """One sync."""
 
     def __init__(self, session: Session, arm: Arm):
+        assert session.transport is not None, "load the engines first"
         assert session.transport.transport != "object_store"
         self._wait, self._kind = session.wait, session.transport.transport
         self._policy = session.trainer("policy")
@@ -91,7 +92,8 @@ class _Transfer:
         handles: dict[str, Any] = {}
         for parcel in parcels:
             handles |= parcel.handles or {}
-        return replace(parcels[0], handles=handles or None)
+        merged: Parcel = replace(parcels[0], handles=handles or None)
+        return merged
 
     def _together(self, sender: str | None, receiver: str, *args: Any) -> None:
         """Engines, and with NCCL the sender, at the same time."""
