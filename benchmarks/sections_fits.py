@@ -1,0 +1,52 @@
+"""The section of docs/performance.md that says what fits on one card, from `benchmarks/fits.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.fits import METHODS, REGIMES, fitting
+from benchmarks.sections_gpu import table
+
+MEASURED = "Measured so far: nothing, no GPU was there; `benchmarks.gpu` is what measures it."
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Markdown: for each card the first regime that fits, and what every regime needs."""
+    cards, host = result["cards"], result["host_bytes"]
+    models = list(dict.fromkeys(cell["model"] for cell in result["cells"]))
+    chosen, needed = [], []
+    for model in models:
+        for method in METHODS:
+            cells = [c for c in result["cells"] if (c["model"], c["method"]) == (model, method)]
+            found = [fitting(cells, memory, host) for memory in cards.values()]
+            chosen.append([model, method, *(_cell(each) for each in found)])
+            by_regime = {cell["regime"]: cell for cell in cells}
+            needed.append([model, method, *(_bytes(by_regime[regime]) for regime in REGIMES)])
+    rooms = ", ".join(f"{card} {size / 1e9:.1f}" for card, size in cards.items())
+    return [
+        "## Which model fits which method on one card",
+        "",
+        (
+            f"{result['label'].capitalize()}, by `python -m benchmarks.fits`: the first of "
+            f"{'; '.join(REGIMES)} that the card has room for (GB in brackets: of the card, and of the "
+            f"host where copies wait there, at most {host / 1e9:.0f}). One GPU holds everything: trained "
+            "and frozen copies, rollout engine and judge, engines asleep while others work. bfloat16, "
+            "gradient checkpointing, micro-batches of 2 rows of one image, 128 tokens and 512 of response. "
+            f"What a process gets of a card, GB: {rooms}. {MEASURED}"
+        ),
+        "",
+        *table(["model", "method", *cards], chosen),
+        "What each regime needs, GB of the card (and of the host):",
+        "",
+        *table(["model", "method", *REGIMES], needed),
+    ]
+
+
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    return "-" if cell is None else f"{cell['regime']} ({_bytes(cell)})"
+
+
+def _bytes(cell: Mapping[str, Any]) -> str:
+    host = f" + {cell['host_bytes'] / 1e9:.0f} host" if cell["host_bytes"] > 5e8 else ""
+    return f"{cell['bytes'] / 1e9:.1f}{host}"
