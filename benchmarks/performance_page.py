@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sections_round
+from benchmarks import sections_fits, sections_gpu, sections_round
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "docs" / "performance.md"
@@ -23,13 +23,15 @@ SECTIONS: dict[str, Section] = {
     "tax_cpu.json": sections_round.tax,
     "overlap_cpu.json": sections_round.overlap,
     "growth_cpu.json": sections_round.growth,
+    "fits.json": sections_fits.lines,
 }
 """File -> its section, in the order of the page; other files follow."""
-ELSEWHERE = {"memory_cpu.json"}
-"""Files that another page shows."""
+ELSEWHERE = {"memory_cpu.json", "training_cpu.json"}
+"""Files that another page shows: docs/memory.md, docs/training_speed.md."""
 HEAD = """# Performance
 
-What a round costs, what overlap saves, and how cost grows. Written by `python -m benchmarks.performance_page` from the
+What a round costs, what overlap saves, and how cost grows; packing, token budgets and shared images are in
+docs/training_speed.md, memory in docs/memory.md. Written by `python -m benchmarks.performance_page` from the
 files that each section's own command wrote; every figure was measured on the device that stands below it. Ratios are of
 two ways of doing the same thing in one run, in turn. The machine was shared with other work: seconds are no more than an
 order of size, ratios and CPU seconds hold better.
@@ -44,7 +46,7 @@ def page(folder: Path, notes: str) -> str:
     lines = [HEAD]
     for name in names:
         data = json.loads(there[name].read_text())
-        make = SECTIONS.get(name)
+        make = sections_gpu.lines if name.startswith("gpu/") else SECTIONS.get(name)
         lines += make(data) if make else plain(name, data)
         lines.append("")
     return "\n".join([*lines, notes.rstrip(), ""])

@@ -43,8 +43,7 @@ def test_the_tax_is_the_round_over_its_raw_calls():
 
 
 def test_every_file_has_its_section_and_an_unknown_one_is_shown(tmp_path):
-    (tmp_path / "gpu").mkdir()
-    (tmp_path / "gpu" / "new.json").write_text(json.dumps({"a": {"ratio": 1.23456}, "b": [1, 2]}))
+    (tmp_path / "new.json").write_text(json.dumps({"a": {"ratio": 1.23456}, "b": [1, 2]}))
     (tmp_path / "memory_cpu.json").write_text("{}")
     text = page(tmp_path, "## Notes\n")
     assert "| `a.ratio` | 1.235 |" in text and "| `b` | [1, 2] |" in text
