@@ -190,12 +190,12 @@ def train(
 
 def load_weights(actor: Any, buckets: Sequence[Any]) -> Timed:
     """The reload by vLLM itself of a checkpoint's tensors that are there already."""
-    from actors.engine import _reload
+    from actors.loading import reload
     from actors.weight_sync import open_bucket
 
     tensors = [pair for bucket in buckets for pair in open_bucket(bucket)]
     watch = Stopwatch()
-    actor.engine.llm.collective_rpc(_reload, args=(tensors,))
+    actor.engine.llm.collective_rpc(reload, args=(tensors,))
     timed = watch.read(bytes=float(sum(tensor.nbytes for _, tensor in tensors)))
     actor.engine.memory.forget_requests()
     return timed

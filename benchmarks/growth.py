@@ -67,7 +67,7 @@ def model(folder: Path) -> str:
 
 def prompts(store: ImageStore, images: int) -> list[Sample]:
     """Questions about so many images each."""
-    drawn = scene_samples(1, PROMPTS * max(1, images), store.put_image)
+    drawn = list(scene_samples(1, PROMPTS * max(1, images), store.put_image))
     text = "describe the image"
     return [
         Sample(

@@ -109,9 +109,9 @@ class Watched:
 
     def _all_cpu(self) -> float:
         asked = [p.handle.__ray_call__.remote(bare.cpu_seconds) for p in self.session.processes()]
-        return time.process_time() + sum(ray.get(asked))
+        return time.process_time() + float(sum(ray.get(asked)))
 
-    def _call(self, phase: str, function: Any, *calls: tuple[str, tuple[Any, ...]]) -> None:
+    def _call(self, phase: str, function: Any, *calls: tuple[Any, tuple[Any, ...]]) -> None:
         """Raw calls of one phase, to all at the same time; the longest counts."""
         asked = []
         for role, arguments in calls:
