@@ -3,7 +3,8 @@
     python -m tests.families.prefix_lm FAMILY FOLDER IMAGES PROMPTS RESULTS
 
 Gemma 3 sees an image's tokens, PaliGemma the whole prompt, both ways. What an engine computes is
-held against the module with its own attention, and against the same module made causal.
+held against the module with its own attention, and against the same module made causal. A prompt
+that the engine reads otherwise than the trainer is dropped, and its reason is the result.
 """
 
 from __future__ import annotations
@@ -133,11 +134,15 @@ def main(family: str, folder: str, image_root: str, prompts: str, results: str) 
     FAMILIES[family] = family  # in this process only: elsewhere such a folder is refused
     samples = pickle.loads(Path(prompts).read_bytes())
     pair = Pair(str(BUILDERS[family](Path(folder))), image_root, samples)
-    rollouts = pair.generate()
-    measured = {
-        "own": gap(pair, rollouts, causal=False),
-        "causal": gap(pair, rollouts, causal=True),
-    }
+    rollouts, dropped = pair.engine.generate(
+        samples, num_rollouts_per_prompt=2, temperature=1.0, max_tokens=12, seed=0
+    )
+    measured: dict[str, float | str] = {}
+    if dropped:
+        measured["dropped"] = dropped[0].reason
+    else:
+        measured["own"] = gap(pair, rollouts, causal=False)
+        measured["causal"] = gap(pair, rollouts, causal=True)
     Path(results).write_text(json.dumps(measured))
 
 
