@@ -29,8 +29,6 @@ COLUMNS = (
     "with tower",
     "export",
 )
-LATER = ("adapter", "with tower")
-"""Columns that not every family has been measured for yet."""
 PACKAGES = ("torch", "transformers", "vllm", "deepspeed")
 HEAD = """# Models
 
