@@ -80,7 +80,8 @@ def test_a_death_among_slices_loses_none_and_doubles_none(group):
     served.recipe.weights = lambda: Call("update_weights", (8,))
     begun = [served.begin("generate", part, seed=1) for part in (["a"], ["die"], ["c"], ["d"])]
     found = [served.finish(each, limit="generate")[0] for each in begun]
-    assert found == [["a/0"], ["die/8"], ["c/8"], ["d/8"]]
+    # What was said before may have been on its way when the engine died: then it is said again.
+    assert found[0] in (["a/0"], ["a/8"]) and found[1:] == [["die/8"], ["c/8"], ["d/8"]]
     assert len(group.told) == 1 and served.processes[0].number == 1
 
 
