@@ -50,8 +50,7 @@ def choose(
             continue
         inputs.append(engine.prompt_input(Request(prompt.turns, prompt.images)))
         slots.append(index)
-    outputs = engine.llm.generate(inputs, params, use_tqdm=False) if inputs else []
-    for index, output in zip(slots, outputs, strict=True):
+    for index, output in zip(slots, engine.ask(inputs, params), strict=True):
         first = output.outputs[0].logprobs[0]
         results[index] = {
             word: sum(math.exp(first[token].logprob) for token in tokens)

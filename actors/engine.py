@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import Tensor
 
+from actors import engine_adapter
 from actors.engine_memory import EngineMemory
 from actors.inbox import Inbox, Meeting, open_inbox
 from actors.loading import reload
+from actors.offsets import Known, spell
 from actors.segments import without_segments
 from actors.sending import Parcel
 from actors.transports import TransportSetting
@@ -58,6 +61,10 @@ class EngineSpec:
     """How new weights come; not `auto` any more when an engine is made."""
     takes_turns: bool = False
     """Whether the policy is off the device while the engine is on it."""
+    lora_rank: int = 0
+    """Above 0 an adapter of up to this rank, on the language model, can be given beside weights."""
+    lora_vision: bool = False
+    """On vision tower and projector, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ class Generated:
     text: str
     finish_reason: str
     prompt_tokens: int
+    token_ends: tuple[int, ...] = ()
+    """As `Rollout.token_ends`."""
 
 
 class Engine:
@@ -116,6 +125,9 @@ class Engine:
 
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
+        self._alike: dict[int, dict[str, Tensor]] = {}
+        """Processed images by their number, where any are as good as any others for a prompt's
+        length."""
         on_gpu = torch.cuda.is_available()
         device_options: dict[str, Any] = (
             {
@@ -135,8 +147,11 @@ class Engine:
             raise UserError(
                 "rollout.sleep with rollout.tensor_parallel above 1 needs GPUs; leave one out"
             )
-        self.llm: Any = LLM(
-            spec.model_dir,
+        options = device_options | engine_adapter.engine_options(
+            spec.model_dir, spec.lora_rank, vision=spec.lora_vision
+        )
+        self.llm: Any = self._start(
+            LLM,
             dtype="bfloat16" if spec.bf16 else "float32",
             enforce_eager=not on_gpu,
             limit_mm_per_prompt={"image": spec.max_images},
@@ -147,14 +162,22 @@ class Engine:
             max_num_seqs=spec.max_num_seqs,
             seed=spec.seed,
             disable_log_stats=True,
-            **device_options,
+            **options,
         )
         self.version = 0
         self._inbox: Inbox | None = None
+        self.adapter: Any = None
+        """What requests are sent with to be answered by the adapter; None: by the weights alone."""
         self._names, checkpoint_bytes = _checkpoint_weights(Path(spec.model_dir))
         self.memory = EngineMemory(self.llm, checkpoint_bytes, on_gpu=on_gpu)
         if spec.sleep:
             self.sleep()
+
+    def _start(self, make: Any, **options: Any) -> Any:
+        try:
+            return make(self.spec.model_dir, **options)
+        except ValueError as error:
+            raise engine_adapter.refusal(self.spec.model_dir, error) or error from None
 
     def generate(
         self,
@@ -180,10 +203,7 @@ class Engine:
         prompts, params, slots, expected = [], [], [], []
         results: list[list[Generated] | str] = [""] * len(requests)
         for index, request in enumerate(requests):
-            encoded = self.processing.encode(
-                f"{request.id} ({index})", request.turns, request.images, response_ids=()
-            )
-            prompt_ids = [*encoded.input_ids.tolist(), *request.prefix_ids]
+            prompt_ids = self._prompt_ids(f"{request.id} ({index})", request)
             length = len(prompt_ids)
             most = request.max_tokens or max_tokens
             if length + most > self.spec.max_model_len:
@@ -205,10 +225,12 @@ class Engine:
                     logprobs=0,
                     logit_bias=banned,
                     seed=request.seed,
+                    detokenize=False,  # a fifth of the engine's time: `spell` is faster
                 )
             )
         self.llm.collective_rpc(_seed, args=(seed,))
-        outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        outputs = self.ask(prompts, params)
+        known: Known = {}
         for index, output, prompt_ids in zip(slots, outputs, expected, strict=True):
             if output.prompt_token_ids != prompt_ids:
                 results[index] = (
@@ -218,21 +240,51 @@ class Engine:
                 )
                 continue
             results[index] = [
-                Generated(
-                    tuple(completion.token_ids),
-                    tuple(
-                        position[token].logprob
-                        for token, position in zip(
-                            completion.token_ids, completion.logprobs, strict=True
-                        )
-                    ),
-                    completion.text.strip(),
-                    str(completion.finish_reason),
-                    len(output.prompt_token_ids),
-                )
-                for completion in output.outputs
+                self._generated(completion, len(prompt_ids), known) for completion in output.outputs
             ]
         return results
+
+    @cached_property
+    def _images_are_alike(self) -> bool:
+        return self.processing.images_are_alike()
+
+    def _prompt_ids(self, name: str, request: Request) -> list[int]:
+        """The prompt's tokens, images expanded."""
+        number = len(request.images)
+        encoded = self.processing.encode(
+            name,
+            request.turns,
+            request.images,
+            response_ids=(),
+            image_inputs=self._alike.get(number),
+        )
+        if number and self._images_are_alike:  # processed once: the engine does it by itself
+            self._alike[number] = encoded.model_inputs
+        return [*encoded.input_ids.tolist(), *request.prefix_ids]
+
+    def _generated(self, completion: Any, prompt_tokens: int, known: Known) -> Generated:
+        token_ids = tuple(completion.token_ids)
+        text, ends = spell(self.processing.tokenizer, token_ids, known)
+        return Generated(
+            token_ids,
+            tuple(
+                position[token].logprob
+                for token, position in zip(token_ids, completion.logprobs, strict=True)
+            ),
+            text,
+            str(completion.finish_reason),
+            prompt_tokens,
+            ends,
+        )
+
+    def ask(self, prompts: Sequence[Any], params: Any) -> Sequence[Any]:
+        """What vLLM answers to prompts as it takes them, in order."""
+        if not prompts:
+            return []
+        outputs: Sequence[Any] = self.llm.generate(
+            prompts, params, use_tqdm=False, lora_request=self.adapter
+        )
+        return outputs
 
     def prompt_input(self, request: Request) -> dict[str, Any]:
         """One prompt as vLLM takes it: token ids, and images with names for the caches."""
@@ -261,14 +313,23 @@ class Engine:
     def update_weights(
         self, tensors: Sequence[tuple[str, Tensor]], version: int | None = None
     ) -> int:
-        """Load new weights for every checkpoint name and reset all caches. Returns the version.
+        """Load new weights for every checkpoint name, or an adapter, or both, and reset all caches.
+        Weights take the place of an adapter, too. Returns the version.
 
         Raises:
             RuntimeError: names are missing or unknown, so that a parameter would stay stale.
         """
         assert self.memory.awake, "the engine is asleep; wake it first"
-        self._require_all({name for name, _ in tensors})
-        self.llm.collective_rpc(reload, args=(list(tensors),))
+        adapter = [each for each in tensors if engine_adapter.is_adapter(each[0])]
+        weights = [each for each in tensors if not engine_adapter.is_adapter(each[0])]
+        if weights or not adapter:
+            self._require_all({name for name, _ in weights})
+            self.llm.collective_rpc(reload, args=(weights,))
+            self.adapter = None
+        if adapter:
+            assert self.spec.lora_rank, "the engine was started without room for an adapter"
+            self.llm.collective_rpc(engine_adapter.load, args=(adapter,))
+            self.adapter = engine_adapter.request()
         return self._updated(version)
 
     def open_update(self, meeting: Meeting | None, *, checked: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 
+from actors.engine_adapter import buffers
 from actors.memory import storages, tensors_in
 from actors.parking import Parking
 from actors.vllm_api import sleeps_in_parts
@@ -52,7 +53,8 @@ class EngineMemory:
         the checkpoint.
         """
         held = {
-            WEIGHTS: sum(held for held, _ in self._llm.collective_rpc(_weight_bytes)),
+            WEIGHTS: sum(held for held, _ in self._llm.collective_rpc(_weight_bytes))
+            + sum(self._llm.collective_rpc(_adapter_bytes)),
             KV_CACHE: sum(self._llm.collective_rpc(_kv_bytes)),
             "packed_weights": self._packed,
         }
@@ -145,7 +147,7 @@ class StorageMover:
 
     def sleep(self) -> None:
         """Park the weights and empty the KV cache, if there is one."""
-        self._weights.park(self._llm.collective_rpc(_weights)[0])
+        self._weights.park(self._llm.collective_rpc(_leaving)[0])
         for tensor in self._llm.collective_rpc(_kv_caches)[0]:
             storage = tensor.untyped_storage()
             if storage.nbytes():  # the layers share one
@@ -186,6 +188,15 @@ def storage_sum(tensors: list[Tensor]) -> int:
 def _weights(worker: Any) -> list[Tensor]:
     model = worker.model_runner.get_model()
     return [*model.parameters(), *model.buffers()]
+
+
+def _leaving(worker: Any) -> list[Tensor]:
+    """Weights, and the tensors of an adapter."""
+    return [*_weights(worker), *buffers(worker.model_runner.get_model())]
+
+
+def _adapter_bytes(worker: Any) -> int:
+    return storage_sum(buffers(worker.model_runner.get_model()))
 
 
 def _weight_bytes(worker: Any) -> tuple[int, int]:

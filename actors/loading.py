@@ -55,7 +55,8 @@ def unwatch(worker: Any) -> dict[str, int]:
     model = worker.model_runner.get_model()
     received = worker.quartet_received
     del model.load_weights, worker.quartet_received
-    held = {name for name, _ in model.named_parameters()}
+    # vLLM puts the layers that take adapters one level down, and loads them as if it had not.
+    held = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
     if stale := sorted(held - received.loaded):
         raise RuntimeError(
             f"weight sync: {len(stale)} of the engine's parameters got no weights and would stay "

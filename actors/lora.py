@@ -68,7 +68,7 @@ def add_adapters(
     if adapters(vlm):
         raise ValueError("the model has adapters already")
     root = vlm.model if vision else vlm.get_decoder()
-    layers = [name for name, module in root.named_modules() if isinstance(module, nn.Linear)]
+    layers = linear_layers(root)
     if not layers:
         raise ValueError(f"{type(root).__name__} has no linear layer to adapt")
     scaling = (2.0 * rank if alpha is None else alpha) / rank
@@ -77,6 +77,11 @@ def add_adapters(
         torch.manual_seed(seed)
         for name in layers:
             root.set_submodule(name, LoraLinear(root.get_submodule(name), rank, scaling))
+
+
+def linear_layers(root: nn.Module) -> list[str]:
+    """Names of the layers below `root` that adapters are put on."""
+    return [name for name, module in root.named_modules() if isinstance(module, nn.Linear)]
 
 
 def twin(vlm: Any) -> Any:

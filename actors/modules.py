@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from actors.forward import hidden_states
 from trainers.batch import Batch
 from trainers.logprobs import CHUNK_SIZE, greedy_tokens, pad_targets, token_logprobs
 from trainers.method import Outputs
@@ -24,10 +25,6 @@ from trainers.method import Outputs
 HEAD_FILE = "reward/score_head.safetensors"
 """In a folder of its own: vLLM would load every safetensors file beside the weights."""
 REWARD_FILE = "reward/reward.json"
-
-
-class FeatureMismatchError(ValueError):
-    """A batch's image tokens and the features that its images have differ in number."""
 
 
 def load_vlm(model_dir: str | Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -65,52 +62,6 @@ def attention(model_dir: str | Path, dtype: torch.dtype) -> str | None:
     return "flash_attention_2" if getattr(kind, "_supports_flash_attn", False) else None
 
 
-def hidden_states(vlm: Any, batch: Batch) -> Tensor:
-    """Last-layer hidden states, shape (B, T, H).
-
-    Raises:
-        FeatureMismatchError: the images give more or fewer features than there are image tokens;
-            names the rows.
-    """
-    try:
-        output = vlm.model(
-            input_ids=batch.input_ids_BT,
-            attention_mask=batch.attention_mask_BT,
-            use_cache=False,
-            **batch.model_inputs,
-        )
-    except ValueError as error:
-        if "features and image tokens" not in str(error):
-            raise
-        raise _mismatch(batch, str(error)) from None
-    hidden_BTH: Tensor = output.last_hidden_state
-    _check_features(output, vlm.config.image_token_id, batch)
-    return hidden_BTH
-
-
-def _check_features(output: Any, image_token_id: int, batch: Batch) -> None:
-    """Most families compare the numbers themselves; Idefics3 and SmolVLM drop what is left over."""
-    if "pixel_values" not in batch.model_inputs:
-        return  # what is there then is a spare row's (`actors.spare_image`)
-    features = getattr(output, "image_hidden_states", None)
-    features = getattr(features, "pooler_output", features)
-    if not isinstance(features, Tensor):
-        return
-    number = features.numel() // features.shape[-1]
-    tokens = int((batch.input_ids_BT == image_token_id).sum())
-    if number != tokens:
-        raise _mismatch(batch, f"tokens: {tokens}, features: {number}")
-
-
-def _mismatch(batch: Batch, what: str) -> FeatureMismatchError:
-    rows = f"row{'s' if len(batch.ids) > 1 else ''} {', '.join(batch.ids[:4])}"
-    more = f" and {len(batch.ids) - 4} more" if len(batch.ids) > 4 else ""
-    return FeatureMismatchError(
-        f"{rows}{more}: image tokens and image features differ in number ({what}); the folder's "
-        "processor does not fit its model"
-    )
-
-
 class PolicyModule(nn.Module):
     """Log-probabilities of the target tokens: the policy, and (frozen) the reference."""
 
@@ -132,8 +83,8 @@ class PolicyModule(nn.Module):
         """Log-probabilities of the target tokens, (B, R); entropies too if asked for. With `greedy`
         the likeliest tokens at those places instead, as `tokens_BR`.
         """
-        hidden_BTH = hidden_states(self.vlm, batch)
-        hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
+        rows_N, places_N, _ = batch.positions_N3.unbind(1)
+        hidden_NH = hidden_states(self.vlm, batch).at(rows_N, places_N)
         if greedy:
             banned = self.get_buffer("banned_ids")
             tokens_N = greedy_tokens(
@@ -185,8 +136,8 @@ class CriticModule(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Values before each target token, (B, R)."""
-        hidden_BTH = hidden_states(self.vlm, batch)
-        hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
+        rows_N, places_N, _ = batch.positions_N3.unbind(1)
+        hidden_NH = hidden_states(self.vlm, batch).at(rows_N, places_N)
         values_N = self.head(hidden_NH)[:, 0]
         return Outputs(values_BR=pad_targets(values_N, batch.positions_N3, batch.mask_BR.shape))
 
@@ -221,9 +172,11 @@ class RewardModule(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Scores (B,), and log-probabilities of the critique's tokens (B, R)."""
-        hidden_BTH = hidden_states(self.vlm, batch)
-        last_BH = hidden_BTH[torch.arange(batch.num_rows), batch.last_B]
-        hidden_NH = hidden_BTH[batch.positions_N3[:, 0], batch.positions_N3[:, 1]]
+        hidden = hidden_states(self.vlm, batch)
+        rows_B = torch.arange(batch.num_rows, device=batch.last_B.device)
+        last_BH = hidden.at(rows_B, batch.last_B)
+        rows_N, places_N, _ = batch.positions_N3.unbind(1)
+        hidden_NH = hidden.at(rows_N, places_N)
         logprobs_N, _ = token_logprobs(hidden_NH, self.vlm.lm_head, batch.targets_N)
         return Outputs(
             scores_B=self.head(last_BH),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.forward import forward_shape
 from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes, storages
 from actors.modules import PolicyModule, load_vlm
+from actors.packing import use_packing
 from actors.parking import Parking
 from actors.progress import note
 from actors.scoring import score_rows
@@ -42,7 +45,10 @@ class ReferenceActor:
         """Build the frozen module as `spec` says of a policy."""
         self.meter.forget()
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
+        self._spec = spec
         vlm = load_vlm(spec.model_dir, torch.bfloat16 if spec.bf16 else torch.float32)
+        if spec.packing:
+            use_packing(vlm)
         module = PolicyModule(
             vlm,
             banned_ids=self.processing.banned_ids(),
@@ -61,13 +67,15 @@ class ReferenceActor:
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
         """Logprobs of each row's target tokens."""
-        return score_rows(self._module, self.processing, rows, batch_size, self.device, self._track)
+        forwards = self._spec.forwards(batch_size)
+        return score_rows(self._module, self.processing, rows, forwards, self.device, self._track)
 
     def _track(self, batch: Batch) -> AbstractContextManager[Any]:
         def held() -> dict[str, list[Tensor]]:
             return {"weights": self._tensors(), "activations": list(batch.tensors())}
 
-        size = batch.input_ids_BT.numel()
+        assert self._module is not None
+        size = math.prod(forward_shape(self._module.vlm, batch))
         return self.meter.track("logprobs", "reference", size, held, self.processing.vocab_size)
 
     @torch.no_grad()

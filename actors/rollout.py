@@ -10,7 +10,6 @@ from actors.choices import choose
 from actors.engine import Engine, EngineSpec, Request
 from actors.inbox import Meeting
 from actors.ledger import PhaseMeter, Reading
-from actors.offsets import token_ends
 from actors.progress import note
 from actors.sending import Parcel
 from actors.transports import Reach
@@ -114,7 +113,7 @@ class RolloutActor:
                     finish_reason="stop" if item.finish_reason == "stop" else "length",
                     prompt_tokens=item.prompt_tokens,
                     source="policy" if noise_step is None else "noisy",
-                    token_ends=token_ends(engine.processing.tokenizer, item.token_ids, item.text),
+                    token_ends=item.token_ends,
                 )
                 for number, item in enumerate(answer)
             ]

@@ -9,44 +9,58 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.modules import FeatureMismatchError
+from actors.forward import FeatureMismatchError
+from actors.micro_batches import Forwards, in_order, pack
 from actors.progress import note
 from trainers.batch import Batch, Row, collate, encode_row, unpad
-from trainers.data.processing import Encoded, Processing
+from trainers.data.processing import Processing
 
 
 def score_rows(
     module: Any,
     processing: Processing,
     rows: Sequence[Row],
-    batch_size: int,
+    forwards: Forwards,
     device: torch.device,
     track: Callable[[Batch], AbstractContextManager[Any]],
+    most_of_ranks: Callable[[int], int] = int,
 ) -> list[np.ndarray]:
-    """Forward `rows` in batches of similar length; float32 arrays in the order given."""
+    """Forward `rows` in batches of similar length; float32 arrays in the order given.
+
+    Args:
+        most_of_ranks: from this rank's number of forwards to the largest of any rank's: all run as
+            many. One rank alone has the largest itself.
+    """
     note(f"score_rows: received {len(rows)} rows")
-    encoded = [encode_row(row, processing) for row in rows]
+    encoded = {id(row): encode_row(row, processing) for row in rows}
+    lengths = {key: len(item.input_ids) for key, item in encoded.items()}
     # The longest first: a batch that does not fit is the first, and only the first is tracked.
-    order = sorted(range(len(rows)), key=lambda index: -len(encoded[index].input_ids))
-    results: list[np.ndarray | None] = [None] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([rows[i] for i in chosen], [encoded[i] for i in chosen], processing)
-        batch = batch.to(device)
+    order = in_order(
+        [(row,) for row in rows], lengths, by_length=True, share_images=forwards.share_images
+    )
+    results: dict[int, np.ndarray] = {}
+    scored = 0
+
+    def batch_of(chosen: Sequence[Row]) -> Batch:
+        items = [encoded[id(row)] for row in chosen]
+        return collate(chosen, items, processing, share_images=forwards.share_images).to(device)
+
+    packed = pack(order, lengths, forwards)
+    for chosen in packed:
+        batch = batch_of(chosen)
         with track(batch):
             try:
                 outputs = module(batch)
             except FeatureMismatchError:
-                for index in chosen:  # one of them alone, to name it
-                    module(_alone(rows[index], encoded[index], processing).to(device))
+                for row in chosen:  # one of them alone, to name it
+                    module(batch_of([row]))
                 raise
         found = (outputs.logprobs_BR, outputs.values_BR, outputs.tokens_BR)
         values_BR = next(values for values in found if values is not None)
-        for index, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
-            results[index] = array
-        note(f"score_rows: scored {min(start + batch_size, len(rows))} of {len(rows)} rows")
-    return [array for array in results if array is not None]
-
-
-def _alone(row: Row, encoded: Encoded, processing: Processing) -> Batch:
-    return collate([row], [encoded], processing)
+        for row, array in zip(chosen, unpad(values_BR, batch.mask_BR), strict=True):
+            results[id(row)] = array
+        scored += len(chosen)
+        note(f"score_rows: scored {scored} of {len(rows)} rows")
+    for _ in range(most_of_ranks(len(packed)) - len(packed)):
+        module(batch_of(order[-1]))
+    return [results[id(row)] for row in rows]

@@ -54,20 +54,22 @@ def run_tower_always(vlm: Any, model_dir: str, ranks: int) -> None:
         return
     vlm.model.has_spare_row = True
     spare = spare_row(model_dir)
-    added: list[int] = []
-    """Length of the batch that has the row now; empty for one that needs none."""
+    added: list[tuple[int, int]] = []
+    """Rows and length of the batch that has it now; empty for one that needs none."""
 
     def before(_: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         added.clear()
         if spare.model_inputs.keys() & inputs.keys():
             return args, inputs
-        added.append(inputs["input_ids"].shape[1])
-        return args, _with_row(inputs, spare)
+        added.append(inputs["input_ids"].shape)
+        packed = inputs["attention_mask"] is None
+        return args, (_with_row_behind if packed else _with_row)(inputs, spare)
 
     def after(_: Any, _args: Any, output: Any) -> Any:
         if added:
             # The row stays in the graph: its backward passes the tower, with zeros.
-            output.last_hidden_state = output.last_hidden_state[:-1, : added[0]]
+            rows, length = added[0]
+            output.last_hidden_state = output.last_hidden_state[:rows, :length]
         return output
 
     vlm.model.register_forward_pre_hook(before, with_kwargs=True)
@@ -90,6 +92,23 @@ def _with_row(inputs: dict[str, Any], spare: SpareRow) -> dict[str, Any]:
             name: torch.cat(
                 [pad(inputs[name], (0, missing)), pad(row.to(ids_BT.device), (0, left))]
             )
+            for name, row in spare.token_inputs.items()
+        },
+    }
+
+
+def _with_row_behind(inputs: dict[str, Any], spare: SpareRow) -> dict[str, Any]:
+    """The same for rows that lie end to end (`actors.packing`)."""
+    ids, positions = inputs["input_ids"], inputs["position_ids"]
+    places_T = torch.arange(len(spare.input_ids_T), device=ids.device)
+    return {
+        **inputs,
+        "input_ids": torch.cat([ids, spare.input_ids_T.to(ids.device)[None]], 1),
+        "position_ids": torch.cat([positions, places_T.expand(*positions.shape[:-1], -1)], -1),
+        "row_lengths": (*inputs["row_lengths"], len(places_T)),
+        **{name: tensor.to(ids.device) for name, tensor in spare.model_inputs.items()},
+        **{
+            name: torch.cat([inputs[name], row.to(ids.device)], 1)
             for name, row in spare.token_inputs.items()
         },
     }

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from actors.conditions import trained_conditions
 from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
+from actors.forward import forward_shape
 from actors.ledger import BORROWED, PhaseMeter, Reading
 from actors.liger import use_liger
 from actors.lora import adapters_off, add_adapters, twin
@@ -36,10 +37,11 @@ from actors.modules import (
     load_vlm,
     save_score_head,
 )
+from actors.packing import use_packing
 from actors.parking import Parking
 from actors.parts import freeze
 from actors.progress import note
-from actors.ranks import over_ranks
+from actors.ranks import most_of_ranks, not_finite, over_ranks, step_totals
 from actors.rendezvous import join, listen
 from actors.scoring import score_rows
 from actors.segments import expand_segments
@@ -49,7 +51,7 @@ from actors.state_files import StateFiles
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.train_state import trained_state
-from actors.weight_sync import Bucket, checkpoint_tensors, make_buckets
+from actors.weight_sync import Adapters, Bucket, checkpoint_tensors, make_buckets
 from trainers.batch import Batch, Group, Row, encode_row
 from trainers.conditions import Conditions
 from trainers.data.images import ImageStore
@@ -133,6 +135,8 @@ class TrainActor(Sends):
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
         dtype = torch.bfloat16 if spec.bf16 else torch.float32
         module: Any = self._build(spec, dtype, vlm)
+        if spec.packing:
+            use_packing(module.vlm)
         run_tower_always(module.vlm, spec.model_dir, self.world_size)
         if spec.lora_rank:
             add_adapters(
@@ -279,9 +283,7 @@ class TrainActor(Sends):
         self._require_awake()
         base = nullcontext() if adapters else adapters_off(self._engine.module.vlm)
         with torch.no_grad(), base:
-            return score_rows(
-                self._engine, self.processing, rows, batch_size, self.device, self._track_scoring
-            )
+            return self._score(self._engine, rows, batch_size)
 
     @torch.no_grad()
     def greedy_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
@@ -289,11 +291,23 @@ class TrainActor(Sends):
         it; int64, one array per row.
         """
         self._require_awake()
-        forward = partial(self._engine, greedy=True)
-        values = score_rows(
-            forward, self.processing, rows, batch_size, self.device, self._track_scoring
-        )
+        values = self._score(partial(self._engine, greedy=True), rows, batch_size)
         return [array.astype(np.int64) for array in values]
+
+    def _score(self, forward: Any, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
+        # Equally many rows on each rank are equally many forwards, unless tokens are counted.
+        most: Callable[[int], int] = int
+        if self.spec.micro_batch_tokens:
+            most = partial(most_of_ranks, device=self.device, world_size=self.world_size)
+        return score_rows(
+            forward,
+            self.processing,
+            rows,
+            self.spec.forwards(batch_size),
+            self.device,
+            self._track_scoring,
+            most,
+        )
 
     def _track_scoring(self, batch: Batch) -> AbstractContextManager[Any]:
         return self._track("logprobs", batch)
@@ -302,7 +316,8 @@ class TrainActor(Sends):
         """Count what comes and goes with `batch`, if it is the largest so far."""
         self._held = None
         # Adam's states exist from the second step on, so the first is not representative.
-        size = batch.input_ids_BT.numel() if self.steps or phase != "train" else 0
+        counts = self.steps or phase != "train"
+        size = math.prod(forward_shape(self._engine.module.vlm, batch)) if counts else 0
 
         def held() -> dict[str, list[Tensor]]:
             return {**self._tensors(), "activations": list(batch.tensors())}
@@ -346,7 +361,7 @@ class TrainActor(Sends):
                     self.processing,
                     rank=self.rank,
                     world_size=self.world_size,
-                    size=self.spec.micro_batch_size,
+                    forwards=self.spec.forwards(),
                 )
                 parts.append(self._step(batches, method, optimisation))
         parts = over_ranks(parts, self.world_size)
@@ -380,7 +395,7 @@ class TrainActor(Sends):
         optimisation: Optimisation,
     ) -> Metrics:
         batches = [(batch.to(self.device), weight) for batch, weight in weighted]
-        totals = self._global_totals(batches, method)
+        totals = step_totals(batches, method.totals, self.device, self.world_size)
         factor = learning_rate_factor(
             self.steps,
             warmup_steps=optimisation.warmup_steps,
@@ -393,8 +408,8 @@ class TrainActor(Sends):
         sum_of_losses = torch.zeros((), device=self.device)
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
-            rows, length = batch.input_ids_BT.shape
-            self._largest = max(self._largest, (rows, length), key=math.prod)
+            shape = forward_shape(self._engine.module.vlm, batch)
+            self._largest = max(self._largest, shape, key=math.prod)
             self._engine.set_gradient_accumulation_boundary(last)
             with self._track("train", batch) as tracker:
                 loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
@@ -406,8 +421,13 @@ class TrainActor(Sends):
                 if last and (self.steps == 1 or self.steps % 16 == 0):
                     # Between the last backward and its step, when all kinds exist.
                     self._bytes = bytes_by_kind(self._tensors())
-                if last:
-                    self._require_finite(sum_of_losses, optimisation)
+                # Once a step, and before it: ranks may differ in micro-batches.
+                if last and (what := not_finite(sum_of_losses, self.world_size)):
+                    raise FloatingPointError(
+                        f"{self.spec.role}: loss is {what} at step {self.steps + 1}; lower "
+                        f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
+                        "round's records"
+                    )
                 self._engine.step()
             if weight:
                 parts.append({**metrics, "loss": (float(loss.detach()), 1.0)})
@@ -419,48 +439,20 @@ class TrainActor(Sends):
             summed["loss"] = (summed["loss"][0], 1.0)
         return summed
 
-    def _require_finite(self, loss: Tensor, optimisation: Optimisation) -> None:
-        """Stop before the step, on all ranks: one that stopped alone would leave the others waiting
-        in their next collective. Once a step, as ranks may differ in micro-batches.
-        """
-        finite = torch.isfinite(loss).float()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-        if not finite:
-            own = loss.item()
-            what = "not finite on another rank" if math.isfinite(own) else str(own)
-            raise FloatingPointError(
-                f"{self.spec.role}: loss is {what} at step {self.steps + 1}; lower "
-                f"method.learning_rate (now {optimisation.learning_rate:g}) or inspect the "
-                "round's records"
-            )
-
-    def _global_totals(
-        self, batches: Sequence[tuple[Batch, float]], method: LossFunction
-    ) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for batch, weight in batches:
-            for name, value in method.totals(batch).items():
-                sums[name] = sums.get(name, 0.0) + weight * value
-        if self.world_size == 1:
-            return sums
-        names = sorted(sums)
-        tensor = torch.tensor([sums[name] for name in names], device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return dict(zip(names, tensor.tolist(), strict=True))
-
     # Weights -----------------------------------------------------------------------------------
 
-    def weight_buckets(self, bucket_bytes: int, *, checked: bool = True) -> list[Bucket]:
+    def weight_buckets(
+        self, bucket_bytes: int, *, checked: bool = True, adapters: Adapters = "merged"
+    ) -> list[Bucket]:
         """The VLM's weights under checkpoint names, in buckets, with checksums if `checked`. Under
         ZeRO-3 all ranks must call it together; only rank 0 returns buckets.
         """
         self._require_awake()
-        return make_buckets(self._weights(), bucket_bytes, checked=checked)
+        return make_buckets(self._weights(adapters), bucket_bytes, checked=checked)
 
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        vlm = self._engine.module.vlm
-        return checkpoint_tensors(vlm, gather=self.spec.zero_stage == 3, keep=self.rank == 0)
+    def _weights(self, adapters: Adapters = "merged") -> Iterator[tuple[str, Tensor]]:
+        vlm, gather = self._engine.module.vlm, self.spec.zero_stage == 3
+        return checkpoint_tensors(vlm, gather=gather, keep=self.rank == 0, adapters=adapters)
 
     def save(self, folder: str, reward_settings: dict[str, Any] | None = None) -> None:
         """Write a Hugging Face folder with processor (and score head) that vLLM can load."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from actors.micro_batches import Forwards
 from trainers.logprobs import CHUNK_SIZE
 
 REDUCE_BUCKET_SIZE = 500_000_000
@@ -25,6 +26,12 @@ class TrainSpec:
     zero_stage: int = 0
     micro_batch_size: int = 64
     """Rows per forward and backward; groups are never split."""
+    micro_batch_tokens: int = 0
+    """Above 0, tokens per forward and backward, padding counted, in place of rows."""
+    packing: bool = False
+    """Rows lie end to end, without padding (`actors.packing`)."""
+    share_images: bool = False
+    """An image passes the tower once in a forward, however many rows have it."""
     chunk_size: int = CHUNK_SIZE
     """Target tokens whose logits exist at once."""
     gradient_clip: float = 1.0
@@ -50,6 +57,15 @@ class TrainSpec:
     """Adapters on vision tower and projector, too."""
     lora_seed: int = 0
     """Of the adapters' start."""
+
+    def forwards(self, rows: int | None = None) -> Forwards:
+        """How rows are laid into forwards; `rows` in place of the micro-batch's."""
+        return Forwards(
+            rows=rows or self.micro_batch_size,
+            tokens=self.micro_batch_tokens,
+            packing=self.packing,
+            share_images=self.share_images,
+        )
 
 
 def deepspeed_config(spec: TrainSpec, num_trained: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from trainers.data.errors import UserError
 OLDEST, NEWEST = (0, 24), (0, 32)
 SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm:LLM": {
-        "generate": ("prompts", "sampling_params", "use_tqdm"),
+        "generate": ("prompts", "sampling_params", "use_tqdm", "lora_request"),
         "collective_rpc": ("method", "args"),
         "reset_prefix_cache": (),
         "sleep": ("level",),

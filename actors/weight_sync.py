@@ -10,12 +10,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from actors.lora import adapters as adapted_layers
 from actors.lora import split_adapters
 from actors.progress import note
 
@@ -37,32 +39,53 @@ class CorruptBucketError(RuntimeError):
     """A bucket arrived with other bytes than it was sent with."""
 
 
+Adapters = Literal["merged", "beside", "alone"]
+"""How they leave a copy: added to the weights that they change, after the base's weights, or
+without them."""
 GATHER_BYTES = 2**28
 """Of ZeRO-3's partitioned parameters that are whole at one time, unless one alone is larger."""
 
 
 def checkpoint_tensors(
-    vlm: Any, *, gather: bool = False, keep: bool = True, gather_bytes: int = GATHER_BYTES
+    vlm: Any,
+    *,
+    gather: bool = False,
+    keep: bool = True,
+    gather_bytes: int = GATHER_BYTES,
+    adapters: Adapters = "merged",
 ) -> Iterator[tuple[str, Tensor]]:
     """Parameters under the names of the checkpoint that `vlm` was loaded from, detached.
 
-    Adapters are merged: each adapted weight is computed when its turn comes and is a new tensor;
-    the module stays as it is. With `gather` (ZeRO-3) the partitioned parameters are gathered first,
-    `gather_bytes` at a time, and copied to host memory while they are whole. Every rank must call;
-    one that does not `keep` them gets nothing.
+    Merged, each adapted weight is computed when its turn comes and is a new tensor; the module
+    stays as it is. Otherwise an adapter is two tensors, named as its layer in the checkpoint is:
+    `layer.lora_A.weight`, and `layer.lora_B.weight` with the scaling in it. With `gather` (ZeRO-3)
+    the partitioned parameters are gathered first, `gather_bytes` at a time, and copied to host
+    memory while they are whole. Every rank must call; one that does not `keep` them gets nothing.
     """
     state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
     if gather:
-        state |= _gathered(vlm, keep, gather_bytes)
-    return _merged(vlm, state) if keep else iter(())
+        parameters = dict(vlm.named_parameters(remove_duplicate=False))
+        if adapters == "alone":
+            parameters = {
+                f"{name}.{part}.weight": getattr(layer, part).weight
+                for name, layer in adapted_layers(vlm).items()
+                for part in ("lora_A", "lora_B")
+            }
+        state |= _gathered(parameters, keep, gather_bytes)
+    if not keep:
+        return iter(())
+    if adapters == "merged":
+        return _weights(vlm, state, merge=True)
+    base = () if adapters == "alone" else _weights(vlm, state, merge=False)
+    return chain(base, _adapters(vlm, state))
 
 
-def _gathered(vlm: Any, keep: bool, gather_bytes: int) -> dict[str, Tensor]:
-    """Copies of all parameters by their names in memory; empty for a rank that keeps none."""
+def _gathered(named: dict[str, Any], keep: bool, gather_bytes: int) -> dict[str, Tensor]:
+    """Copies of parameters by their names in memory; empty for a rank that keeps none."""
     import deepspeed
 
     names: dict[Any, list[str]] = {}
-    for name, parameter in vlm.named_parameters(remove_duplicate=False):
+    for name, parameter in named.items():
         names.setdefault(parameter, []).append(name)
     copies: dict[str, Tensor] = {}
     for part in _parts(list(names), gather_bytes):
@@ -89,7 +112,7 @@ def _parts(parameters: list[Any], most_bytes: int) -> Iterator[list[Any]]:
         yield part
 
 
-def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _weights(vlm: Any, state: dict[str, Tensor], *, merge: bool) -> Iterator[tuple[str, Tensor]]:
     from transformers.core_model_loading import revert_weight_conversion
 
     plain, changes = split_adapters(vlm, state)
@@ -100,8 +123,23 @@ def _merged(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         plain.pop(tied, None)
     for name, tensor in revert_weight_conversion(vlm, plain).items():
         change = by_address.pop(tensor.data_ptr(), None)
-        yield name, tensor if change is None else change.added_to(tensor)
+        yield name, change.added_to(tensor) if change and merge else tensor
     assert not by_address, f"{len(by_address)} adapters were not merged"
+
+
+def _adapters(vlm: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    _, changes = split_adapters(vlm, state)
+    by_address = {change.a.data_ptr(): change for change in changes.values()}
+    # A goes by the name of the weight that it changes, and keeps its storage on the way.
+    named = {name: change.a for name, change in changes.items()}
+    for name, a in revert_weight_conversion(vlm, named).items():
+        change = by_address.pop(a.data_ptr())
+        layer = name.removesuffix(".weight")
+        yield f"{layer}.lora_A.weight", a
+        yield f"{layer}.lora_B.weight", change.scaling * change.b
+    assert not by_address, f"{len(by_address)} adapters have no name in the checkpoint"
 
 
 def make_buckets(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.micro_batches import Forwards
 from actors.modules import PolicyModule, load_vlm
 from actors.scoring import score_rows
 from actors.weight_sync import checkpoint_tensors, make_buckets, open_bucket
@@ -102,7 +103,9 @@ def _score(
     for _ in range(2):
         begun = time.perf_counter()
         with torch.no_grad():
-            found = score_rows(module, processing, rows, 16, device, lambda _: nullcontext())
+            found = score_rows(
+                module, processing, rows, Forwards(rows=16), device, lambda _: nullcontext()
+            )
         seconds = time.perf_counter() - begun
     lengths = tuple(len(encode_row(row, processing).input_ids) for row in rows)
     shape = load_architecture(spec["folder"])

@@ -72,7 +72,7 @@ def run_part(part: str, spec: dict[str, Any], seconds: float, folder: Path) -> l
     given.write_text(json.dumps(spec), encoding="utf-8")
     found.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_parts", part, str(given), str(found)]
-    what = {key: spec[key] for key in ("model", "dtype") if key in spec}
+    what: dict[str, Any] = {key: spec[key] for key in ("model", "dtype") if key in spec}
     why = ""
     try:
         done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False)

@@ -213,6 +213,9 @@ def scoring_spec(model_dir: str, store: ImageStore, config: RunConfig) -> TrainS
         image_root=str(store.root),
         temperature=1.0,
         micro_batch_size=config.train.micro_batch_size,
+        micro_batch_tokens=config.train.max_tokens_per_micro_batch,
+        packing=config.train.packing,
+        share_images=config.train.share_images,
         chunk_size=config.train.logprob_chunk,
         bf16=config.train.bf16,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
 from cluster.ledger import Ledger
@@ -16,6 +17,9 @@ from cluster.session import Clock
 from trainers.comparison import MethodResult
 from trainers.ledger import PHASES
 from trainers.method import Method
+
+if TYPE_CHECKING:
+    from cluster.ahead import Ahead
 
 
 @dataclass(slots=True)
@@ -37,6 +41,8 @@ class Arm:
     """Of the weights that the rollout engine was given last; 0: those of its folder."""
     judge_dirs: tuple[str, ...] = ()
     """Model folders of the judge."""
+    ahead: Ahead | None = None
+    """Answers to the next round's prompts, where they are asked for early."""
 
     def _announce(self, phase: str) -> None:
         """`phase.json`: what the run does now, for whoever looks at it from outside."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from cluster.failures import RunFailedError
 from cluster.home import RAY_JOB
 from trainers.data.errors import UserError
 
@@ -21,6 +22,7 @@ def attach(environment: Mapping[str, str]) -> None:
 
     Raises:
         UserError: `RAY_ADDRESS` names a cluster that does not answer, or not to this token.
+        RunFailedError: a Ray of our own did not start.
     """
     # Without it Ray would look for a cluster that somebody started on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -32,10 +34,15 @@ def attach(environment: Mapping[str, str]) -> None:
             logging_level="ERROR",
             runtime_env=runtime_env(environment),
         )
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        if address == "local":
-            raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if address == "local":
+            raise RunFailedError(
+                f"Ray did not start on this machine: {type(error).__name__}: {reason} (on a very "
+                "busy one, RAY_raylet_start_wait_time_s=120 gives it more than its 30 s)"
+            ) from error
+        if not isinstance(error, ConnectionError | ray.exceptions.AuthenticationError):
+            raise
         raise UserError(
             f"RAY_ADDRESS={address}: {reason}; start a cluster with `ray start --head`, or unset "
             "the variable to run on this machine alone"

@@ -28,11 +28,11 @@ class Steps:
     groups_per_rank: int
     micro_batch: int
     """Rows of a rank's forward; groups are never split, so it may be less than the setting, and a
-    group that is larger goes alone."""
+    group that is larger goes alone. With a budget of tokens 0: lengths decide."""
     forwards: int
-    """Of a rank, for an optimiser step."""
+    """Of a rank, for an optimiser step; with a budget of tokens at most."""
     tokens: int
-    """In a forward, at most: every row as long as the engine's longest."""
+    """In a forward, at most: every row as long as the engine's longest, or the budget."""
     steps: int
     """Optimiser steps of the round, all epochs."""
 
@@ -43,11 +43,13 @@ class Steps:
             idle = (
                 f"; {self.ranks - self.minibatch} rank(s) have nothing to do: raise minibatch_size"
             )
+        forwards = f"{self.forwards} forward(s) of {self.micro_batch} rows, at most"
+        if not self.micro_batch:
+            forwards = f"at most {self.forwards} forward(s) of at most"
         return (
             f"{self.role}: minibatch {self.minibatch} -> {self.groups_per_rank} on each of "
-            f"{self.ranks} rank(s) -> {self.forwards} forward(s) of {self.micro_batch} rows, at "
-            f"most {self.tokens:,} tokens; {exact}{self.steps} optimiser steps a round in "
-            f"{self.epochs} epoch(s)" + idle
+            f"{self.ranks} rank(s) -> {forwards} {self.tokens:,} tokens; {exact}{self.steps} "
+            f"optimiser steps a round in {self.epochs} epoch(s)" + idle
         )
 
 
@@ -90,8 +92,7 @@ def derive(config: RunConfig, method: Method, ranks: Mapping[Role, int]) -> Batc
         optimisation = method.optimisation(role)
         minibatch = min(optimisation.minibatch_size, groups)
         per_rank = math.ceil(minibatch / ranks[role])
-        packed = max(1, config.train.micro_batch_size // method.rows_per_group)
-        rows = min(packed, per_rank) * method.rows_per_group
+        rows, forwards, tokens = _forwards(config, method.rows_per_group, per_rank)
         copies.append(
             Steps(
                 role=role,
@@ -100,8 +101,8 @@ def derive(config: RunConfig, method: Method, ranks: Mapping[Role, int]) -> Batc
                 ranks=ranks[role],
                 groups_per_rank=per_rank,
                 micro_batch=rows,
-                forwards=math.ceil(per_rank / packed),
-                tokens=rows * rollout.max_model_len,
+                forwards=forwards,
+                tokens=tokens,
                 steps=optimisation.epochs * math.ceil(groups / optimisation.minibatch_size),
             )
         )
@@ -112,6 +113,20 @@ def derive(config: RunConfig, method: Method, ranks: Mapping[Role, int]) -> Batc
         rows_per_group=method.rows_per_group,
         copies=tuple(copies),
     )
+
+
+def _forwards(config: RunConfig, rows_per_group: int, groups: int) -> tuple[int, int, int]:
+    """Rows of a forward (0 where lengths decide), number of forwards and tokens of one: bounds, as
+    rows may be shorter than the engine's longest.
+    """
+    longest, budget = config.rollout.max_model_len, config.train.max_tokens_per_micro_batch
+    group_tokens = rows_per_group * longest
+    if budget:
+        packed = max(1, budget // group_tokens)
+        return 0, math.ceil(groups / packed), min(max(budget, group_tokens), groups * group_tokens)
+    packed = max(1, config.train.micro_batch_size // rows_per_group)
+    rows = min(packed, groups) * rows_per_group
+    return rows, math.ceil(groups / packed), rows * longest
 
 
 def describe_batches(session: Session, arm: Arm) -> None:

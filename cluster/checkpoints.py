@@ -4,6 +4,7 @@ checkpoints/round_000003/
 policy/       the policy as a plain Hugging Face folder
 engine/       weights and optimiser states of every trained copy (`actors.state_files`)
 reference/    where it is a moving average of the policy; else it is read or copied again
+ahead.*       answers to the next round's prompts, where they are asked for a round early
 state.json    generators, counters, the method's own state, the curve (`cluster.run_state`)
 manifest.json
 """
@@ -19,6 +20,7 @@ import ray
 
 from actors.export import WEIGHTS, write_tensors
 from actors.weight_sync import make_buckets, open_bucket
+from cluster.ahead import Ahead, load_ahead, save_ahead
 from cluster.arm import Arm
 from cluster.best import HIGHER_IS_BETTER, BestRound, save_policy
 from cluster.failures import RunStoppedError
@@ -64,6 +66,7 @@ class Checkpoints:
         self.root = arm.folder / checkpoint.CHECKPOINTS
         self.settings = arm.config.checkpoint
         self._unwritten: RunState | None = None
+        self._ahead: Ahead | None = None
 
     # Going on ----------------------------------------------------------------------------------
 
@@ -75,6 +78,7 @@ class Checkpoints:
             UserError: the checkpoint lacks something, or the run is not made of what it was.
         """
         numbers = checkpoint.rounds(self.root)
+        self.arm.ahead = None
         if not numbers:
             self._cut_files(0, dict.fromkeys(GROWING, 0))
             shutil.rmtree(self.arm.folder / "best", ignore_errors=True)
@@ -99,6 +103,7 @@ class Checkpoints:
         self.arm.clock.go_on(state.spans)
         if self.best is not None and state.best is not None:
             self.best.go_on(state.best.round, state.best.value)
+        self.arm.ahead = load_ahead(path)
         self._cut_files(state.round, state.files)
         return state.round
 
@@ -146,7 +151,7 @@ class Checkpoints:
             if self.best is not None:
                 self.best.keep_only(set())
             return
-        self._unwritten = self._state(number)
+        self._unwritten, self._ahead = self._state(number), self.arm.ahead
         if number % self.settings.every == 0 or number == self.arm.config.rounds:
             self.write()
 
@@ -199,6 +204,8 @@ class Checkpoints:
                 session.trainer(role).ask("save_state", str(folder / "engine"), limit="save")
         if "reference" in arm.method.refreshed and arm.method.refresh_rate < 1:
             self._save_reference(folder / "reference")
+        if self._ahead is not None:
+            save_ahead(self._ahead, folder)
         (folder / STATE).write_text(state.model_dump_json() + "\n", encoding="utf-8")
         for path in (arm.folder / name for name in GROWING):
             if path.is_file():

@@ -30,7 +30,7 @@ from cluster.home import home
 from cluster.negatives import rollout_source
 from cluster.placement_config import demand
 from cluster.placement_text import lines
-from cluster.preemption import Preempted, preemptible
+from cluster.preemption import Preempted, preemptible, recognised
 from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
@@ -242,7 +242,7 @@ def run_one(run: CompareRun, name: str) -> None:
     source = rollout_source(session, arm, drawn_prompts(run, arm.config))
     describe_batches(session, arm)
     try:
-        with surfaced(), console.stage(name):
+        with recognised(), surfaced(), console.stage(name):
             set_engine(run, arm.config)
             if arm.config.negatives.needs_judge:
                 set_judge(run, arm)
@@ -314,6 +314,7 @@ def set_judge(run: CompareRun, arm: Arm) -> None:
 
 def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> EngineSpec:
     """What the rollout engine loads."""
+    adapter, kept = config.train.lora_sync == "adapter", config.overlap.off_policy_steps > 0
     return EngineSpec(
         model_dir=str(model_dir),
         image_root=str(store.root),
@@ -325,8 +326,10 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         sleep=config.rollout.sleep,
         tensor_parallel=config.rollout.tensor_parallel,
         seeds=config.rollout.seeds,
-        transport=config.train.transport,
+        transport="object_store" if kept or adapter else config.train.transport,
         takes_turns=config.train.time_slice,
+        lora_rank=config.train.lora_rank if adapter else 0,
+        lora_vision=adapter and config.train.lora_vision,
     )
 
 

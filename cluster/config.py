@@ -15,6 +15,10 @@ from cluster.arms import DEFAULT_ARMS, expand_arms
 from cluster.checkpoint_config import CheckpointConfig
 from cluster.config_text import explain, merge
 from cluster.deadlines import DeadlinesConfig
+from cluster.lora_config import check_adapters
+from cluster.micro_batch_config import MicroBatchConfig
+from cluster.negatives_config import NegativesConfig
+from cluster.overlap_config import OverlapConfig, require_overlap_fits
 from cluster.placement_config import PlacementConfig, agree
 from rewards.config import JudgeCheckConfig, JudgeConfig
 from trainers.config import (
@@ -25,7 +29,6 @@ from trainers.config import (
 )
 from trainers.data.errors import UserError
 from trainers.data.formats.names import FormatName
-from trainers.data.records import Source
 from trainers.roles import CriticMode, ReferenceMode
 
 NAME = r"^[\w.+-]*$"
@@ -60,15 +63,12 @@ class RolloutConfig(Settings):
     weights that vLLM has packed for oneDNN stay."""
 
 
-class TrainConfig(Settings):
+class TrainConfig(MicroBatchConfig):
     """How every trained copy is held and stepped."""
 
     zero_stage: int = Field(default=0, ge=0, le=3)
     num_ranks: int = Field(default=1, ge=1)
     """DeepSpeed ranks per trained copy."""
-    micro_batch_size: int = Field(default=16, ge=2)
-    """Rows per forward; does not change the gradient. As many as the smallest default step has, so
-    that the methods' peaks are of equal batches."""
     logprob_chunk: int = Field(default=512, ge=1)
     """Target tokens whose logits exist at once; does not change the result."""
     gradient_clip: float = Field(default=1.0, gt=0)
@@ -88,6 +88,9 @@ class TrainConfig(Settings):
     """Adapters count alpha / rank; by default alpha is twice the rank."""
     lora_vision: bool = False
     """Adapters on the vision tower and the projector, too."""
+    lora_sync: Literal["merged", "adapter"] = "merged"
+    """`adapter`: after the first sync only adapters go to the rollout engine, which serves them
+    beside the base; `merged`: weights with the adapters added."""
     reference: ReferenceMode = "own_copy"
     """`on_host`: a copy that is in host memory while it does not work; `adapter_off`: the policy
     without its adapters is the reference; `cached`: its values are taken before training, and no
@@ -159,38 +162,8 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _base_can_be_shared(self) -> Self:
-        if self.critic == "own_copy":
-            return self
-        if self.lora_rank == 0:
-            raise UserError(
-                "train.critic=shared_base needs train.lora_rank above 0: only a frozen base can be "
-                "shared"
-            )
-        if self.zero_stage == 3:
-            raise UserError(
-                "train.critic=shared_base needs train.zero_stage 0, 1 or 2: under ZeRO-3 a base "
-                "belongs to one engine"
-            )
-        if self.time_slice:
-            raise UserError(
-                "train.critic=shared_base leaves nothing to take turns with: policy and critic are "
-                "on one base; leave train.time_slice=false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_exist(self) -> Self:
-        if self.lora_rank:
-            return self
-        if self.reference == "adapter_off":
-            raise UserError(
-                "train.reference=adapter_off needs train.lora_rank above 0: without adapters there "
-                "is nothing to turn off; set train.reference=cached to do without a copy"
-            )
-        if self.lora_alpha is not None or self.lora_vision:
-            key = "lora_vision" if self.lora_vision else "lora_alpha"
-            raise UserError(f"train.{key} needs train.lora_rank above 0; 0 trains all weights")
+    def _adapters_fit(self) -> Self:
+        check_adapters(self)
         return self
 
 
@@ -208,62 +181,6 @@ class DataConfig(Settings):
     otherwise such rows are refused."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
     """More bad rows or samples than this stop the run."""
-
-
-class NegativesConfig(Settings):
-    """Preference pairs that are made: which answers are preferred, and what makes the others.
-
-    Off unless `rejected` names something; then a judge's scores have no part in what is a pair.
-    """
-
-    rejected: tuple[Source, ...] = ()
-    """`policy`: its plain answers; `noisy`: its answers to distorted images; `injected`: the data's
-    answer with errors put in; `segment`: the data's answer with a piece sampled anew; `data`: the
-    data's own rejected answer."""
-    chosen: Literal["policy", "data", "judge"] = "policy"
-    """The policy's answers to the clean image, the data's answer, or the policy's best."""
-    noise_steps: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] = (500,)
-    """Of the diffusion schedule; each makes answers of its own. POVID 500, SeVa 500 or 800, BPO
-    900."""
-    injector: str | None = None
-    """Folder of a text model that puts the errors in; null: the drawn world's exact rules."""
-    segment_tokens: int = Field(default=256, ge=1)
-    """Longest piece that is sampled anew."""
-    segment_temperature: float = Field(default=0.7, gt=0, le=2)
-    segment_top_p: float = Field(default=0.95, gt=0, le=1)
-    segment_top_k: int = Field(default=50, ge=0)
-    segment_writer: Literal["policy", "reference"] = "policy"
-    """Whose weights sample it; SAPO's is the reference, a moving average of the policy."""
-    critiques: bool = False
-    """Ask the judge about the rejected answers, too: nSFT corrects what it finds wrong there."""
-
-    @property
-    def needs_judge(self) -> bool:
-        """Whether a judge reads answers at all."""
-        return not self.rejected or self.critiques or self.chosen == "judge"
-
-    @property
-    def needs_annotation(self) -> bool:
-        """Whether the data's own answers are needed."""
-        return bool(self.rejected) and (
-            self.chosen == "data" or bool({"injected", "segment"} & {*self.rejected})
-        )
-
-    @property
-    def needs_policy(self) -> bool:
-        """Whether the policy answers the clean image."""
-        return self.chosen != "data" or "policy" in self.rejected
-
-    @model_validator(mode="after")
-    def _makes_pairs(self) -> Self:
-        if "policy" in self.rejected and self.chosen == "policy":
-            raise UserError(
-                "negatives: policy answers on both sides need a judge; leave negatives.rejected "
-                "empty, or set negatives.chosen=data"
-            )
-        if "noisy" in self.rejected and not self.noise_steps:
-            raise UserError("negatives.noise_steps: give a step for negatives.rejected=[noisy]")
-        return self
 
 
 class EvalConfig(Settings):
@@ -321,6 +238,7 @@ class RunConfig(Settings):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     placement: PlacementConfig = PlacementConfig()
+    overlap: OverlapConfig = OverlapConfig()
     negatives: NegativesConfig = NegativesConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
@@ -337,6 +255,11 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:
         require_base_reference(self.train, f"method.name={self.method.name}", self.method)
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        require_overlap_fits(self.overlap, self.rollout, self.train, self.negatives)
         return self
 
     @model_validator(mode="after")
@@ -428,6 +351,7 @@ class CompareConfig(Settings):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     placement: PlacementConfig = PlacementConfig()
+    overlap: OverlapConfig = OverlapConfig()
     eval: EvalConfig = EvalConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

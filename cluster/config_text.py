@@ -169,7 +169,7 @@ _Dumper.add_representer(
 )
 
 
-ON_ONE_LINE = {"judge_check", "placement", "deadlines", "checkpoint"}
+ON_ONE_LINE = {"judge_check", "placement", "overlap", "deadlines", "checkpoint"}
 """Groups that are written between braces: short ones, which few runs change."""
 
 

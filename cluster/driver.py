@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
-from cluster.accounts import settle
+from cluster.ahead import settle_ahead
 from cluster.arm import Arm
 from cluster.best import BestRound, save_policy
 from cluster.checkpoints import Checkpoints
 from cluster.conditions import measure_conditions
 from cluster.failures import RunStoppedError
 from cluster.ledger import Ledger
-from cluster.preemption import Preempted, finishing
+from cluster.preemption import Preempted, finishing, recognised
 from cluster.residency import (
     at_work,
     awake,
@@ -31,13 +31,14 @@ from cluster.residency import (
 from cluster.rollback import with_rollback
 from cluster.round_report import report_round
 from cluster.session import Session
-from cluster.sync import check_parity, refresh_reference, require_version, sync
+from cluster.sync import check_parity, refresh_reference, sync
 from cluster.text_model import writer_folder
-from rewards.base import JudgeItem, Judgement, scored
+from rewards.base import JudgeItem, Judgement
 from trainers.batch import Row
 from trainers.comparison import PhaseSpan
 from trainers.data.record_file import RecordWriter
-from trainers.data.records import Record, Rollout, Sample, ScoredRollout
+from trainers.data.records import Record, Sample, ScoredRollout
+from trainers.importance import attach_importance
 from trainers.roles import (
     Role,
     copies_in_loop,
@@ -61,57 +62,6 @@ class RolloutSource(Protocol):
 
     def collect(self, number: int) -> tuple[dict[str, Sample], list[ScoredRollout]]:
         """Samples by id and judged rollouts of round `number`, from 1."""
-
-
-class OnlineRollouts:
-    """Rollouts from the engine, judged as they are needed, written to disk before training."""
-
-    def __init__(self, session: Session, arm: Arm, prompts: PromptSource):
-        self.session, self.arm, self.prompts = session, arm, prompts
-
-    def collect(self, number: int) -> tuple[dict[str, Sample], list[ScoredRollout]]:
-        """Answer, judge and record the round's prompts."""
-        config, arm = self.arm.config, self.arm
-        samples = self.prompts.round(number)
-        with arm.phase("generate"), awake(self.session, arm, "rollout"):
-            rollouts, dropped = self.session.ask(
-                "rollout",
-                "generate",
-                [arm.method.ask(sample) for sample in samples],
-                limit="generate",
-                num_rollouts_per_prompt=config.rollout.num_rollouts_per_prompt,
-                temperature=config.rollout.temperature,
-                max_tokens=config.rollout.max_tokens,
-                seed=config.seed * 1000 + number,
-                prefix=f"r{number}/",
-            )
-        require_version(arm, rollouts)
-        for item in dropped:
-            count(arm.result.dropped, f"prompt: {item.reason}")
-        by_id = {sample.id: sample for sample in samples}
-        with arm.phase("judge"):
-            judged = self._judge(by_id, rollouts)
-        arm.result.rollouts += len(rollouts)
-        arm.result.judge_calls += len(judged)
-        each = config.rollout.num_rollouts_per_prompt
-        settle(arm.result.account, len(samples) * each, judged, len(dropped) * each)
-        with arm.phase("record"):
-            write_round(arm.folder, number, samples, judged)
-        failures = [item.failure for item in judged if item.failure is not None]
-        for reason in failures:
-            count(arm.result.dropped, reason)
-        bad = len(failures) + len(dropped) * each
-        total = len(samples) * each
-        require_usable(arm, number, bad, total, [*failures, *(item.reason for item in dropped)])
-        return by_id, judged
-
-    def _judge(
-        self, samples: Mapping[str, Sample], rollouts: Sequence[Rollout]
-    ) -> list[ScoredRollout]:
-        items = [JudgeItem(sample=samples[r.sample_id], rollout=r) for r in rollouts]
-        judgements = ask_judge(self.session, self.arm, items)
-        self.arm.result.judge = self.session.ask("judge", "name", limit="answer")
-        return scored(items, judgements, self.arm.result.judge)
 
 
 def ask_judge(session: Session, arm: Arm, items: Sequence[JudgeItem]) -> list[Judgement]:
@@ -183,8 +133,9 @@ def _run_arm(
     arm.ledger = Ledger(session, arm.method.copies, arm.folder)
     session.traffic.take()  # what loading took is no round's
     try:
-        for number in range(finished + 1, arm.config.rounds + 1):
-            run_round(session, arm, source, evaluate, checkpoints, number, online=online)
+        with recognised():
+            for number in range(finished + 1, arm.config.rounds + 1):
+                run_round(session, arm, source, evaluate, checkpoints, number, online=online)
     except Preempted:
         checkpoints.write()
         raise
@@ -227,8 +178,9 @@ def run_round(
             bar.advance(1, "sync weights")
             parity = None
             if online:
+                settle_ahead(session, arm)
                 with arm.phase("sync"):
-                    sync(session, arm)
+                    sync(session, arm, has_base=True)
                 with arm.phase("parity"):
                     parity = check_parity(session, arm, list(samples.values()))
             bar.advance(1, "evaluate")
@@ -266,6 +218,8 @@ def train_round(
     rows = [row for group in selection.groups for row in group]
     with arm.phase("logprobs"):
         attach_signals(session, arm, rows)
+    if arm.config.overlap.off_policy_steps:
+        metrics |= attach_importance(rows, judged, arm.config.overlap.importance_cap)
     metrics |= method.prepare(selection.groups)
     with arm.phase("train"):
         metrics |= train_copies(session, arm, selection.groups, number)

@@ -58,7 +58,7 @@ def reported(console: Console, folder: Path, *, new: bool = True) -> Iterator[No
 
     Raises:
         UserError, RunStoppedError, KeyboardInterrupt: as they came.
-        RunFailedError: anything else.
+        RunFailedError: anything else, and what has this line already.
     """
     try:
         with surfaced():
@@ -68,6 +68,9 @@ def reported(console: Console, folder: Path, *, new: bool = True) -> Iterator[No
             shutil.rmtree(folder, ignore_errors=True)
         raise
     except RunStoppedError:
+        raise
+    except RunFailedError:
+        console.log(traceback.format_exc())
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         console.log(traceback.format_exc())

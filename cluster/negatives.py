@@ -18,13 +18,13 @@ from typing import Any, Literal
 from actors.answers import DroppedSample, SegmentSettings
 from cluster.arm import Arm
 from cluster.driver import (
-    OnlineRollouts,
     PromptSource,
     RolloutSource,
     count,
     require_usable,
     write_round,
 )
+from cluster.online import OnlineRollouts
 from cluster.residency import at_work, awake
 from cluster.session import Session
 from cluster.sync import give_weights, sync

@@ -52,15 +52,26 @@ def preemptible(going_on: str) -> Iterator[None]:
     _state.asked, _state.stopping, _state.finishing = False, False, 0
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        yield
-    except (Preempted, Exception) as error:
-        # The signal may have ended other processes of the run before this one.
-        if _state.asked:
-            raise Preempted(f"stopped by SIGTERM; go on with: {going_on}") from error
-        raise
+        with recognised():
+            yield
+    except Preempted as stop:
+        raise Preempted(f"stopped by SIGTERM; go on with: {going_on}") from stop
     finally:
         _stop_timer()
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def recognised() -> Iterator[None]:
+    """An error that SIGTERM has caused is `Preempted`, too: Ray's C code makes a `SystemError` of
+    what is raised inside it, and the signal may have ended other processes of the run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _state.asked:
+            raise Preempted from error
+        raise
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from cluster.failures import RunStoppedError, reported, surfaced
 from cluster.heldout import HeldOut
 from cluster.negatives import rollout_source
 from cluster.placement_config import demand, demand_of
-from cluster.preemption import Preempted, preemptible
+from cluster.preemption import Preempted, preemptible, recognised
 from cluster.residency import awake, train_spec
 from cluster.run_start import START, Start
 from cluster.session import Session
@@ -285,7 +285,7 @@ def finish(run: Run, work: Callable[[], None]) -> int:
     code = 0
     refused = False
     try:
-        with surfaced():
+        with recognised(), surfaced():
             work()
     except RunStoppedError as error:
         arm.stopped(str(error))

@@ -7,7 +7,7 @@ a call's prompts and takes every weight sync (`cluster.rollouts`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.deadlines import Limit
@@ -57,18 +57,28 @@ class ServedGroup:
             DeadlineError: there was no answer in time. The process is killed; its next use starts a
                 new one.
         """
+        return self.finish(self.begin(name, *args, stays=stays, **kwargs), limit=limit)
+
+    def begin(self, name: str, *args: Any, stays: bool = False, **kwargs: Any) -> Begun:
+        """Send a call, and wait for nothing; several may be under way, and are done in order."""
         if name == "load":
             self.one_seed = getattr(args[0], "seeds", None) == "answer"
         call = Call(name, args, kwargs)
         parts = dealt(call, len(self.processes), one_seed=self.one_seed)
-        begun = [
+        asked = tuple(
             (process, part, None if process.lost else _sent(process, part, stays))
             for process, part in zip(self.processes, parts, strict=True)
             if part is not None
-        ]
-        results = [self._result(*each, limit, stays) for each in begun]
-        self.recipe.note(call)
-        return results[0] if len(self.processes) == 1 else joined(name, results)
+        )
+        return Begun(call, asked, stays)
+
+    def finish(self, begun: Begun, *, limit: Limit) -> Any:
+        """The result of a call that was begun; as `ask`."""
+        results = [self._result(*each, limit, begun.stays) for each in begun.asked]
+        self.recipe.note(begun.call)
+        if len(self.processes) == 1:
+            return results[0]
+        return joined(begun.call.name, results)
 
     def _result(
         self, process: Process, part: Call, asked: Asked | None, limit: Limit, stays: bool
@@ -95,6 +105,15 @@ class ServedGroup:
             limit: Limit = "sync" if call.name in ("update_weights", "refresh") else "load"
             self.wait([process.send(call.name, *call.args, **call.kwargs)], limit)
         self.replaced(process)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A call that was sent to the processes of a role, and whose result is to come."""
+
+    call: Call
+    asked: tuple[tuple[Process, Call, Asked | None], ...]
+    stays: bool
 
 
 def _sent(process: Process, part: Call, stays: bool) -> Asked:

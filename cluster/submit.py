@@ -26,7 +26,9 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXCLUDES = [".git", ".venv", ".cache", "runs", "__pycache__"]
 """Beside the ignore files, for folders that have none."""
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-STOP_SECONDS = 60
+GRACE = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""Seconds from a stopped job's SIGTERM to SIGKILL, in which it writes its checkpoint; Ray has 3."""
+STOP_SECONDS = 75
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -132,7 +134,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(arguments.working_dir)
     if not folder.is_dir():
         raise UserError(f"--working-dir {folder}: no such folder")
-    variables = {}
+    variables = dict(GRACE)
     for item in arguments.env:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():

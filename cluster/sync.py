@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.weight_sync import CorruptBucketError
+from actors.weight_sync import Adapters, CorruptBucketError
 from cluster.arm import Arm
 from cluster.direct_sync import send_directly
 from cluster.failures import RunStoppedError
@@ -20,7 +20,7 @@ from trainers.batch import Row
 from trainers.data.records import Rollout, Sample
 
 
-def policy_buckets(session: Session, arm: Arm) -> Any:
+def policy_buckets(session: Session, arm: Arm, adapters: Adapters = "merged") -> Any:
     """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
     train = arm.config.train
     with at_work(session, arm, "policy"):
@@ -28,35 +28,59 @@ def policy_buckets(session: Session, arm: Arm) -> Any:
             "weight_buckets",
             train.bucket_mib * 2**20,
             checked=arm.round % train.checksum_every == 0,
+            adapters=adapters,
         )
         session.wait([replace(asked[0], stays=True), *asked[1:]], "sync")
     return asked[0].reference
 
 
-def sync(session: Session, arm: Arm) -> None:
-    """Policy -> rollout engine: buckets, checksums, caches reset, a new version."""
+def sync(session: Session, arm: Arm, *, has_base: bool = False) -> None:
+    """Policy -> rollout engine: buckets, checksums, caches reset, a new version.
+
+    With `train.lora_sync=adapter` an engine that `has_base` is given the adapters alone.
+    """
     arm.version = arm.round + 1
+    recipe = session.served("rollout").recipe
+    version = arm.version
+    served = arm.config.train.lora_sync == "adapter"
+    whole = partial(policy_buckets, session, arm, "beside" if served else "merged")
     direct = session.transport is not None and session.transport.transport != "object_store"
-    if direct and send_directly(session, arm, arm.version):
+    if direct and send_directly(session, arm, version):
         # What a new engine gets does not depend on the others.
-        recipe = session.served("rollout").recipe
-        version = arm.version
-        recipe.weights = lambda: Call("update_weights", (policy_buckets(session, arm), version))
+        recipe.weights = lambda: Call("update_weights", (whole(), version))
         return
-    give_weights(session, arm, lambda: policy_buckets(session, arm), arm.version)
+    keep = arm.config.overlap.off_policy_steps > 0
+    short = partial(policy_buckets, session, arm, "alone") if served and has_base else whole
+    give_weights(session, arm, whole if keep else short, version, anew=whole, keep=keep)
 
 
-def give_weights(session: Session, arm: Arm, make: Callable[[], Any], version: int) -> None:
-    """Load the buckets that `make` gives into the rollout engine."""
+def give_weights(
+    session: Session,
+    arm: Arm,
+    make: Callable[[], Any],
+    version: int,
+    *,
+    anew: Callable[[], Any] | None = None,
+    keep: bool = False,
+) -> None:
+    """Load the buckets that `make` gives into the rollout engine. What a new process would need is
+    `anew`, by default the same. With `keep` they stay in the object store for it: `anew` would give
+    later weights by then.
+    """
+    whole = anew or make
+    kept: list[Any] = []
 
     def load(buckets: Any) -> None:
+        kept[:] = [buckets] if keep else []
         with awake(session, arm, "rollout"):
             session.ask("rollout", "update_weights", buckets, version, limit="sync")
 
     _send(session, make, load)
     if arm.ledger is not None:
         arm.ledger.count_objects(arm.round)  # while the buckets are still there
-    session.served("rollout").recipe.weights = lambda: Call("update_weights", (make(), version))
+    session.served("rollout").recipe.weights = lambda: Call(
+        "update_weights", (kept[0] if kept else whole(), version)
+    )
 
 
 def refresh_reference(session: Session, arm: Arm, role: str, rate: float) -> None:
@@ -93,13 +117,16 @@ def _send(session: Session, make: Callable[[], Any], load: Callable[[Any], None]
             session.console.warn(f"{error}; it is sent again")
 
 
-def require_version(arm: Arm, rollouts: Sequence[Rollout]) -> None:
-    """Stop the run if the engine answered with other weights than the last sync's."""
+def require_version(arm: Arm, rollouts: Sequence[Rollout], *, behind: int = 0) -> None:
+    """Stop the run if the engine answered with other weights than the last sync's, or than those
+    of so many syncs `behind` it.
+    """
     for rollout in rollouts:
-        if rollout.policy_version != arm.version:
+        if rollout.policy_version != arm.version - behind:
+            meant = f", and rollouts are {behind} behind it" if behind else ""
             raise RunStoppedError(
                 f"{arm.name}: rollout {rollout.id} is from weights {rollout.policy_version}, the "
-                f"last sync was {arm.version}; the engine holds stale weights"
+                f"last sync was {arm.version}{meant}; the engine holds stale weights"
             )
 
 

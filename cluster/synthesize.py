@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster import judges
 from cluster.config import RunConfig
-from cluster.driver import OnlineRollouts, PromptSource, write_records
+from cluster.driver import PromptSource, write_records
+from cluster.online import OnlineRollouts
 from cluster.run import check_inputs, make_session, new_run, prepare, rollout_spec
 from cluster.sources import DrawnPrompts, FilePrompts, read_data
 from trainers.config import DPOConfig
@@ -35,7 +36,8 @@ def synthesize(config: RunConfig, out: Path) -> int:
         store = ImageStore(folder / "images")
         data = read_data(config.data, store, console) if config.data.path else None
         with make_session(config, console) as session:
-            run = prepare(session, config, folder, store)
+            once = config.model_copy(update={"rounds": 1})  # nothing is asked for beyond it
+            run = prepare(session, once, folder, store)
             number, seed = config.rollout.num_prompts, config.seed
             prompts: PromptSource = DrawnPrompts(store, number, seed)
             if data is not None:

@@ -23,6 +23,7 @@ from trainers.data.noise import ImageNoise
 from trainers.data.processing import Encoded, Processing
 from trainers.data.records import Sample, Turn
 from trainers.logprobs import shift_targets
+from trainers.shared_images import SharedImages, distinct_images
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,22 +80,29 @@ class Batch:
     mask_BR: Tensor
     """True at the target tokens of each row, left-aligned."""
     model_inputs: dict[str, Tensor]
-    """`pixel_values` and whatever else the processor made, by the model's own names."""
+    """`pixel_values` and whatever else the processor made of the images, by the model's own
+    names."""
     tokens: dict[str, Tensor]
     """Row.tokens, padded to (B, R) with zeros."""
     scalars: dict[str, Tensor]
     """Row.scalars, shape (B,)."""
     ids: tuple[str, ...] = ()
     """Of the rows, for messages."""
+    token_inputs: dict[str, Tensor] = field(default_factory=dict)
+    """What some families are given per token beside the ids, (B, T), by the model's own names."""
+    shared: SharedImages | None = None
+    """Set where rows share images; else every row's are among `model_inputs`."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, tuple):
+            if value is None or isinstance(value, tuple):
                 return value
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
+            if isinstance(value, SharedImages):
+                return value.to(device)
             return {key: move(item) for key, item in value.items()}
 
         return Batch(**{name: move(getattr(self, name)) for name in self.__slots__})
@@ -107,6 +115,8 @@ class Batch:
                 yield value
             elif isinstance(value, dict):
                 yield from value.values()
+            elif isinstance(value, SharedImages):
+                yield from value.tensors()
 
     @property
     def num_rows(self) -> int:
@@ -127,8 +137,14 @@ def encode_row(row: Row, processing: Processing) -> Encoded:
     )
 
 
-def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Processing) -> Batch:
-    """Pad `rows` to one batch.
+def collate(
+    rows: Sequence[Row],
+    encoded: Sequence[Encoded],
+    processing: Processing,
+    *,
+    share_images: bool = False,
+) -> Batch:
+    """Pad `rows` to one batch; with `share_images` the images of several rows are in it once.
 
     Raises:
         ValueError: a row's signals and its target tokens differ in number, or its image placeholder
@@ -160,6 +176,9 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
             padded[index, : len(values)] = torch.from_numpy(np.array(values, dtype=np.float32))
         tokens[name] = padded
     names = sorted({name for row in rows for name in row.scalars})
+    images, shared = [item.model_inputs for item in encoded], None
+    if share_images:
+        images, shared = distinct_images(rows, encoded, processing.image_token_id)
     return Batch(
         input_ids_BT=input_ids_BT,
         attention_mask_BT=attention_mask_BT,
@@ -167,10 +186,9 @@ def collate(rows: Sequence[Row], encoded: Sequence[Encoded], processing: Process
         targets_N=targets_N,
         last_B=lengths_B - 1,
         mask_BR=mask_BR,
-        model_inputs={
-            **processing.merge([item.model_inputs for item in encoded]),
-            **processing.token_inputs(input_ids_BT),
-        },
+        model_inputs=processing.merge(images),
+        token_inputs=processing.token_inputs(input_ids_BT),
+        shared=shared,
         tokens=tokens,
         scalars={name: torch.tensor([row.scalars[name] for row in rows]) for name in names},
         ids=tuple(row.id for row in rows),

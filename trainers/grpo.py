@@ -35,6 +35,7 @@ from trainers.advantages import group_relative, leave_one_out
 from trainers.batch import Batch, Group, Row
 from trainers.config import GRPOConfig
 from trainers.data.records import Sample, ScoredRollout
+from trainers.importance import NAME as IMPORTANCE
 from trainers.kl import kl_loss
 from trainers.losses import Metrics, ppo_policy_loss
 from trainers.method import Method, Optimisation, Outputs, Selection, Signal
@@ -127,6 +128,7 @@ class GRPO(Method):
             clip_range_low=config.clip_range,
             clip_range_high=config.clip_range,
             normalizer=totals["tokens"],
+            weights_BR=batch.tokens.get(IMPORTANCE),
         )
         if config.estimator == "grpo" and config.kl_coef:
             kl = kl_loss(

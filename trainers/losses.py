@@ -58,21 +58,24 @@ def ppo_policy_loss(
     clip_range_low: float,
     clip_range_high: float,
     normalizer: float,
+    weights_BR: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate of PPO, summed over response tokens, over `normalizer`.
 
         ratio = exp(logprob - old_logprob)
-        L = sum max(-A * ratio, -A * clip(ratio, 1 - clip_range_low, 1 + clip_range_high)) / n
+        L = sum w * max(-A * ratio, -A * clip(ratio, 1 - clip_range_low, 1 + clip_range_high)) / n
 
     Limiting case: at ratio 1 the gradient is the policy gradient -A * grad logprob / n, and the
-    clip fraction is 0. Source: Schulman et al. (arXiv 1707.06347) equation 7; separate bounds:
-    DAPO (arXiv 2503.14476).
+    clip fraction is 0; w = 1 is the loss without weights. Source: Schulman et al. (arXiv
+    1707.06347) equation 7; separate bounds: DAPO (arXiv 2503.14476).
 
     Args:
         logprobs_BR: of the sampled tokens under the policy being trained (with gradient).
         old_logprobs_BR: under the policy that sampled, recomputed by the trainer.
         advantages_BR: whitened over the global batch.
         normalizer: valid tokens of the optimiser step.
+        weights_BR: w, for tokens that other weights sampled (`trainers.importance`); without
+            gradient, 1 where there are none.
 
     Metrics, all per token: `loss/policy`, `policy/clipfrac` (tokens on which the clip decides),
     `policy/approx_kl` (k3 of old against new), `policy/ratio`.
@@ -85,7 +88,10 @@ def ppo_policy_loss(
     ratio_BR = log_ratio_BR.exp()
     unclipped_BR = -advantages_BR * ratio_BR
     clipped_BR = -advantages_BR * ratio_BR.clamp(1.0 - clip_range_low, 1.0 + clip_range_high)
-    total = torch.maximum(unclipped_BR, clipped_BR).sum()
+    losses_BR = torch.maximum(unclipped_BR, clipped_BR)
+    if weights_BR is not None:
+        losses_BR = losses_BR * weights_BR.detach().masked_fill(~mask_BR, 0.0)
+    total = losses_BR.sum()
     with torch.no_grad():
         sums = {
             "loss/policy": total,

@@ -83,10 +83,7 @@ class Selection:
 
     groups: list[Group]
     stats: dict[str, float] = field(default_factory=dict)
-    why_empty: str = (
-        "all scores of a prompt are within method.pairs.margin; a judge that gives equal scores "
-        "cannot teach"
-    )
+    why_empty: str = "the method selected no rows"
     """What the user is told if there are no groups."""
     corrections: list[Correction] = field(default_factory=list)
     """Turns that were written for the rows, to be kept with the round's records."""

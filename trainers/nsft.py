@@ -76,7 +76,7 @@ class NSFT(Method):
         stats = dict(mined.stats)
         stats["corrections"] = float(len(written))
         stats["corrections_failed"] = float(len(groups) - len(written))
-        return Selection(groups, stats, corrections=written)
+        return Selection(groups, stats, mined.why_none, written)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

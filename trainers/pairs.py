@@ -26,6 +26,12 @@ class MinedPairs:
     pairs: tuple[PreferencePair, ...]
     stats: dict[str, float]
 
+    @property
+    def why_none(self) -> str:
+        """For a round without pairs: what most of its two-combinations were dropped for."""
+        number, why = max((self.stats[f"pairs/{key}"], why) for key, why in WHY_DROPPED.items())
+        return why if number else "no prompt has two answers; raise rollout.num_rollouts_per_prompt"
+
 
 def mine_pairs(
     scored: Sequence[ScoredRollout],
@@ -111,6 +117,16 @@ _COUNTS = (
     "dropped_cap",
     "dropped_length",
 )
+
+
+WHY_DROPPED = {
+    "dropped_margin": "all scores of a prompt are within method.pairs.margin; a judge that gives "
+    "equal scores cannot teach",
+    "failures": "the judge gave no response a score",
+    "dropped_identical": "all responses to a prompt are the same text; raise rollout.temperature",
+    "dropped_truncated": "the better responses were all cut off; raise rollout.max_tokens",
+}
+"""Count -> what the user is told."""
 
 
 def _check(margin: float, max_pairs_per_prompt: int) -> None:

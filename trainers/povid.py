@@ -51,7 +51,7 @@ class POVID(Method):
         """The round's rows, from judged rollouts."""
         mined = mine_pairs(scored, rng=rng, **self.config.pairs.model_dump())
         groups = [self._group(pair, samples[pair.sample_id]) for pair in mined.pairs]
-        return Selection(groups, mined.stats)
+        return Selection(groups, mined.stats, mined.why_none)
 
     def _group(self, pair: PreferencePair, sample: Sample) -> Group:
         """Chosen, then the made negatives whose coefficient is not 0."""

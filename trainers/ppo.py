@@ -33,6 +33,7 @@ from trainers.batch import Batch, Group, Row, unpad
 from trainers.config import PPOConfig
 from trainers.data.records import Sample, ScoredRollout
 from trainers.dense import dense_rewards
+from trainers.importance import NAME as IMPORTANCE
 from trainers.losses import Metrics, ppo_policy_loss, value_loss
 from trainers.method import Method, Optimisation, Outputs, Selection, Signal
 from trainers.roles import Copy, Role
@@ -174,6 +175,7 @@ class PPO(Method):
             clip_range_low=self.config.clip_range,
             clip_range_high=self.config.clip_range,
             normalizer=totals["tokens"],
+            weights_BR=batch.tokens.get(IMPORTANCE),
         )
 
 

@@ -80,7 +80,7 @@ class RPO(Method):
                     row.scalars |= {_weight(j): value for j, value in enumerate(weights)}
                     rows.append(row)
             groups.append(tuple(rows))
-        return Selection(groups, mined.stats)
+        return Selection(groups, mined.stats, mined.why_none)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

@@ -52,7 +52,7 @@ class SAPO(DPO):
         drawn = [tuple(replace(row, tokens={}) for row in group) for group in taken]
         stats = {**fresh.stats, "replay/size": float(len(self.replay))}
         stats["replay/drawn"] = float(len(drawn))
-        return Selection(drawn, stats)
+        return Selection(drawn, stats, fresh.why_empty)
 
     def state(self) -> dict[str, Any]:
         """The buffer."""

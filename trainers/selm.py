@@ -55,7 +55,7 @@ class SELM(Method):
             usual = rng.choice(answers[pair.sample_id]).rollout
             row = Row.of_response(sample, usual.token_ids, usual.id, margin=pair.margin)
             groups.append((*pair_group(pair, sample), row))
-        return Selection(groups, mined.stats)
+        return Selection(groups, mined.stats, mined.why_none)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

@@ -54,7 +54,7 @@ class SFT(Method):
         for pair in mined.pairs:
             chosen = pair.chosen.rollout
             groups.append((Row.of_response(samples[pair.sample_id], chosen.token_ids, chosen.id),))
-        return Selection(groups, mined.stats)
+        return Selection(groups, mined.stats, mined.why_none)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

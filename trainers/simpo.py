@@ -42,7 +42,7 @@ class SimPO(Method):
         """The round's rows, from judged rollouts."""
         mined = mine_pairs(scored, rng=rng, **self.config.pairs.model_dump())
         groups = [pair_group(pair, samples[pair.sample_id]) for pair in mined.pairs]
-        return Selection(groups, mined.stats)
+        return Selection(groups, mined.stats, mined.why_none)
 
     def optimisation(self, role: Role) -> Optimisation:
         """How `role` is optimised in this round."""

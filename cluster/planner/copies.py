@@ -36,6 +36,7 @@ def copy_tensors(
     bf16: bool,
     lora_rank: int = 0,
     lora_vision: bool = False,
+    freeze: tuple[str, ...] = (),
     num_banned: int = 0,
     images: bool = True,
 ) -> CopyTensors:
@@ -47,6 +48,7 @@ def copy_tensors(
         bf16: parameters in bfloat16; heads for values and scores stay float32.
         lora_rank: above 0, adapters are trained and the base is frozen.
         lora_vision: adapters in vision tower and projector, too.
+        freeze: parts of policy and critic that are not trained.
         num_banned: ids that the policy's sampler is forbidden, 8 bytes each.
         images: whether rows have images; the loss of text alone reaches no vision parameter.
     """
@@ -54,6 +56,7 @@ def copy_tensors(
 
     from actors.lora import add_adapters
     from actors.modules import CriticModule, PolicyModule, RewardModule, ScoreHead
+    from actors.parts import freeze as freeze_parts
 
     vlm: Any = meta_model(architecture)
     with torch.device("meta"):
@@ -62,6 +65,7 @@ def copy_tensors(
                 parameter.data = parameter.data.to(torch.bfloat16)
         if lora_rank and role in ("policy", "critic"):
             add_adapters(vlm, rank=lora_rank, vision=lora_vision)
+        freeze_parts(vlm, freeze if role in ("policy", "critic") else ())
         if role == "critic":
             module: Any = CriticModule(vlm)
         elif role == "reward":

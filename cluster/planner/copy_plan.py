@@ -94,6 +94,7 @@ class CopyPlanner:
             settings.bf16,
             settings.lora_rank,
             settings.lora_vision,
+            settings.freeze,
             settings.num_banned,
             settings.images > 0,
             settings.critic,
@@ -105,6 +106,7 @@ class CopyPlanner:
                 bf16=settings.bf16,
                 lora_rank=settings.lora_rank,
                 lora_vision=settings.lora_vision,
+                freeze=settings.freeze,
                 num_banned=settings.num_banned,
                 images=settings.images > 0,
             )
@@ -125,6 +127,7 @@ class CopyPlanner:
             settings.gradient_checkpointing and train,
             settings.lora_rank,
             settings.lora_vision,
+            settings.freeze,
             settings.micro_batch_size,
             settings.text_tokens,
             settings.response_tokens,
@@ -149,10 +152,12 @@ class CopyPlanner:
                 bf16=settings.bf16,
                 gradient_checkpointing=settings.gradient_checkpointing,
                 lora_rank=settings.lora_rank,
+                freeze=settings.freeze,
                 train=train,
                 keep_gradients=keep_gradients,
             )
             trained = train and (not settings.lora_rank or settings.lora_vision)
+            trained &= "vision" not in settings.freeze
             kinds["activations"] = kinds.get("activations", 0) + vision_bytes(
                 self.architecture.config,
                 settings.micro_batch_size * image_tokens,

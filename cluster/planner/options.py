@@ -20,7 +20,7 @@ examples:
 """
 OWN = (
     "--model", "--gpu", "--gpus", "--gpus-per-node", "--nodes", "--method", "--zero", "--lora",
-    "--lora-vision", "--reference", "--critic", "--offload", "--sleep", "--time-slice",
+    "--lora-vision", "--freeze", "--reference", "--critic", "--offload", "--sleep", "--time-slice",
     "--no-checkpointing", "--float32", "--micro-batch", "--prompt", "--response", "--images",
     "--sequences", "--chunk", "--placement", "--config", "--json",
 )  # fmt: skip
@@ -43,6 +43,8 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--zero", type=int, default=3, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage (3)")
     add("--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; 0 trains all")
     add("--lora-vision", action="store_true", help="adapters in the vision tower, too")
+    parts = ("vision", "projector", "language")
+    add("--freeze", nargs="+", default=(), choices=parts, metavar="PART", help=", ".join(parts))
     modes = ("own_copy", "on_host", "adapter_off", "cached")
     add("--reference", default="own_copy", choices=modes)
     add(
@@ -102,11 +104,16 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise UserError("--time-slice moves optimiser states with their copy; leave out --offload")
     if arguments.lora_vision and not arguments.lora:
         raise UserError("--lora-vision needs --lora RANK")
+    if arguments.freeze and arguments.lora:
+        raise UserError("--freeze: adapters freeze all weights; leave out --freeze or --lora")
+    if len(set(arguments.freeze)) == 3:
+        raise UserError("--freeze: with all three parts frozen, nothing is left to train")
     return Settings(
         zero_stage=arguments.zero,
         bf16=not arguments.float32,
         lora_rank=arguments.lora,
         lora_vision=arguments.lora_vision,
+        freeze=tuple(arguments.freeze),
         gradient_checkpointing=not arguments.no_checkpointing,
         reference=arguments.reference,
         critic=arguments.critic,

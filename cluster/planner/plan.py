@@ -135,6 +135,8 @@ class Planner:
             changes.append(("--offload optimizer", {"optimizer_device": "cpu"}))
         found = []
         for text, change in changes:
+            if settings.freeze and "lora_rank" in change:  # adapters freeze all weights
+                text, change = f"no --freeze, {text}", {**change, "freeze": ()}
             changed = replace(settings, **change)
             if changed != settings:
                 phases, _ = self._phases(method, changed, number)

@@ -16,6 +16,8 @@ class Settings:
     bf16: bool = True
     lora_rank: int = 0
     lora_vision: bool = False
+    freeze: tuple[str, ...] = ()
+    """Parts of policy and critic that are not trained: `vision`, `projector`, `language`."""
     gradient_checkpointing: bool = True
     reference: ReferenceMode = "own_copy"
     critic: CriticMode = "own_copy"

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actors.lora import add_adapters
 from actors.modules import CriticModule, PolicyModule
+from actors.parts import freeze as freeze_parts
 from actors.tracker import StorageTracker
 from cluster.planner.architectures import Architecture, meta_model
 from cluster.planner.image_tokens import patches_per_token
@@ -45,6 +46,7 @@ def trace_step(
     bf16: bool = True,
     gradient_checkpointing: bool = True,
     lora_rank: int = 0,
+    freeze: tuple[str, ...] = (),
     train: bool = True,
     keep_gradients: bool = False,
 ) -> dict[str, int]:
@@ -57,6 +59,7 @@ def trace_step(
         bf16: weights and activations in bfloat16, else float32.
         gradient_checkpointing: layers are computed again in the backward.
         lora_rank: above 0, adapters on the language model and the base frozen.
+        freeze: parts that are not trained; the way back to what comes before them is kept.
         train: with a backward; without, a scoring forward.
         keep_gradients: they stay as they are made, as in a step of one micro-batch under ZeRO-0;
             otherwise they are taken away at once, as ZeRO moves them to a shard, or as they are
@@ -70,6 +73,9 @@ def trace_step(
         _to_fake(vlm, torch.bfloat16 if bf16 else torch.float32)
         if lora_rank:
             add_adapters(vlm, rank=lora_rank)
+        freeze_parts(vlm, freeze)
+        if "language" in freeze and train:
+            vlm.enable_input_require_grads()  # as features do that a part before has learned
         module: nn.Module = (
             CriticModule(vlm)
             if role == "critic"

@@ -181,7 +181,11 @@ class RecordingLLM:
     def collective_rpc(self, function: Any) -> list[Any]:
         if function is engine_memory._free_bytes:
             return [function(None) for _ in range(self.workers)]
-        held = {engine_memory._weight_bytes: (4 * GIB, 0), engine_memory._kv_bytes: 2 * GIB}
+        held = {
+            engine_memory._weight_bytes: (4 * GIB, 0),
+            engine_memory._adapter_bytes: 0,
+            engine_memory._kv_bytes: 2 * GIB,
+        }
         return [held[function]] * self.workers
 
     def sleep(self, level: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from trainers.batch import Row
+from tests.actors.rank_steps import load_policy, pair_of, sent_weights
 from trainers.config import DPOConfig
 from trainers.data.records import Turn
 from trainers.method import Optimisation
@@ -25,41 +25,18 @@ def mixed(samples):
         if index % 2:
             text = Turn(role="user", text=sample.prompt[-1].text, num_images=0)
             sample = replace(sample, prompt=(text,), images=())
-        rows = []
-        for side, length in enumerate((2 + index, 9 - index)):
-            ids = (*range(8 + index, 8 + index + length - 1), 1)
-            row = Row.of_response(sample, ids, f"{index}/{side}", margin=1.0)
-            row.tokens["ref_logprobs"] = np.full(length, -2.0, np.float32)
-            rows.append(row)
-        groups.append(tuple(rows))
+        groups.append(pair_of(index, sample))
     return groups
 
 
 def step(session, model, store, groups, zero_stage):
-    from actors.train_spec import TrainSpec
-    from actors.weight_sync import open_bucket
-
-    spec = TrainSpec(
-        role="policy",
-        model_dir=model,
-        image_root=str(store.root),
-        zero_stage=zero_stage,
-        micro_batch_size=2,
-    )
-    session.load_trainer("policy", spec)
-    group = session.trainer("policy")
+    group = load_policy(session, model, str(store.root), zero_stage=zero_stage)
     rows = [row for pair in groups for row in pair]
     before = np.concatenate(group.score_rows(rows))
     optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=8)
     method = make_method(DPOConfig())
     metrics = ray.get(group.call("train", groups, method, optimisation, seed=0), timeout=90)
-    weights = {
-        name: tensor
-        for bucket in ray.get(group.call("weight_buckets", 2**20)[0], timeout=60)
-        for name, tensor in open_bucket(bucket)
-        if "k_proj.bias" not in name
-    }
-    return before, metrics[0]["loss"], weights
+    return before, metrics[0]["loss"], sent_weights(group)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Where tokens end, by hand and with a real byte-level tokenizer."""
+"""Texts and where tokens end, by hand and with a real byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.offsets import token_ends
+from actors.offsets import spell
 
 
 class Pieces:
@@ -22,16 +22,26 @@ class Pieces:
 def test_by_hand():
     tokenizer = Pieces("a", " cat", "s", "")
     # "a cats": a ends at 1, " cat" at 5, "s" at 6, EOS adds nothing
-    assert token_ends(tokenizer, [0, 1, 2, 3], "a cats") == (1, 5, 6, 6)
-    assert token_ends(tokenizer, [], "") == ()
+    assert spell(tokenizer, [0, 1, 2, 3]) == ("a cats", (1, 5, 6, 6))
+    assert spell(tokenizer, []) == ("", ())
 
 
 def test_white_space_around_the_text_is_not_counted():
-    assert token_ends(Pieces("\n", "ab", " c", " "), [0, 1, 2, 3], "ab c") == (0, 2, 4, 4)
+    assert spell(Pieces("\n", "ab", " c", " "), [0, 1, 2, 3]) == ("ab c", (0, 2, 4, 4))
 
 
-def test_tokens_that_do_not_spell_the_text_have_no_places():
-    assert token_ends(Pieces("a", "b"), [0, 1], "xy") == ()
+def test_what_is_known_is_not_decoded_again():
+    class Once(Pieces):
+        def decode(self, ids, **options):
+            assert tuple(ids) not in seen
+            seen.add(tuple(ids))
+            return super().decode(ids, **options)
+
+    seen: set[tuple[int, ...]] = set()
+    known: dict[tuple[int, ...], str] = {}
+    tokenizer = Once("a", " b")
+    found = [spell(tokenizer, ids, known) for ids in ([0, 1, 0, 1], [0, 1, 1], [0, 1, 0, 1])]
+    assert found[0] == found[2] == ("a ba b", (1, 3, 4, 6)) and found[1] == ("a b b", (1, 3, 5))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,12 @@ def bytes_tokenizer():
 
 def test_a_character_of_two_tokens_ends_with_the_second(bytes_tokenizer):
     tokenizer, encode = bytes_tokenizer
-    assert token_ends(tokenizer, encode("aéb"), "aéb") == (1, 1, 2, 3)
+    assert spell(tokenizer, encode("aéb")) == ("aéb", (1, 1, 2, 3))
+
+
+def test_a_character_that_is_cut_off_is_left_out(bytes_tokenizer):
+    tokenizer, encode = bytes_tokenizer
+    assert spell(tokenizer, encode("aé")[:-1]) == ("a", (1, 1))
 
 
 @given(st.text(alphabet="ab é漢🙂.", min_size=1, max_size=12))
@@ -63,7 +78,8 @@ def test_every_character_ends_somewhere_and_in_order(bytes_tokenizer, text):
     tokenizer, encode = bytes_tokenizer
     wanted = text.strip()
     ids = encode(text)
-    ends = token_ends(tokenizer, ids, wanted)
+    found, ends = spell(tokenizer, ids)
+    assert found == wanted
     assert len(ends) == len(ids) and list(ends) == sorted(ends)
     if wanted:
         assert ends[-1] == len(wanted)
@@ -73,4 +89,5 @@ def test_every_character_ends_somewhere_and_in_order(bytes_tokenizer, text):
 def test_the_drawn_tokenizer(processing):
     text = "top-left red circle ."
     ids = processing.tokenizer.encode(text, add_special_tokens=False)
-    assert token_ends(processing.tokenizer, [*ids, processing.eos_id], text) == (8, 12, 19, 21, 21)
+    ids = [*ids, processing.eos_id]
+    assert spell(processing.tokenizer, ids) == (text, (8, 12, 19, 21, 21))

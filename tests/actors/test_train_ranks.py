@@ -9,7 +9,8 @@ import pytest
 import ray
 import torch
 
-from trainers.batch import Row, collate
+from tests.actors.rank_steps import load_policy, sent_weights, seven_pairs
+from trainers.batch import collate
 from trainers.config import DPOConfig
 from trainers.dpo import DPO
 from trainers.method import Optimisation
@@ -28,34 +29,9 @@ def two(shared_session):
     session.unload("policy")
 
 
-def pairs_of(samples):
-    """Seven pairs: an odd number, so one rank has a micro-batch fewer."""
-    groups = []
-    for index, sample in enumerate(samples[:7]):
-        rows = []
-        for side, length in enumerate((2 + index, 9 - index)):
-            ids = tuple(range(8 + index, 8 + index + length - 1))
-            row = Row.of_response(sample, (*ids, 1), f"{index}/{side}", margin=1.0)
-            row.tokens["ref_logprobs"] = np.full(length, -2.0, np.float32)
-            rows.append(row)
-        groups.append(tuple(rows))
-    return groups
-
-
-def run(session, tiny_model, store, samples, zero_stage):
-    from actors.train_spec import TrainSpec
-    from actors.weight_sync import open_bucket
-
-    spec = TrainSpec(
-        role="policy",
-        model_dir=tiny_model,
-        image_root=str(store.root),
-        zero_stage=zero_stage,
-        micro_batch_size=2,
-    )
-    session.load_trainer("policy", spec)
-    group = session.trainer("policy")
-    groups = pairs_of(samples)
+def run(session, tiny_model, store, samples, zero_stage, **options):
+    group = load_policy(session, tiny_model, str(store.root), zero_stage=zero_stage, **options)
+    groups = seven_pairs(samples)
     metrics = ray.get(
         group.call(
             "train",
@@ -67,19 +43,25 @@ def run(session, tiny_model, store, samples, zero_stage):
     )
     rows = [row for pair in groups for row in pair][:13]  # 13 rows do not divide by two ranks
     scores = np.concatenate(group.score_rows(rows))
-    weights = {
-        name: tensor
-        for bucket in ray.get(group.call("weight_buckets", 2**20)[0], timeout=60)
-        for name, tensor in open_bucket(bucket)
-        if "k_proj.bias" not in name  # no gradient but rounding noise, see test_train_actor
-    }
-    return metrics, scores, weights
+    return metrics, scores, sent_weights(group)
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_two_ranks_equal_one(shared_session, two, tiny_model, store, samples, zero_stage):
+@pytest.mark.parametrize(
+    ("zero_stage", "options"),
+    [
+        (2, {}),
+        (3, {}),
+        # Scoring takes 3 forwards of at most 86 tokens on one rank, and 4 on the other.
+        pytest.param(
+            3,
+            {"micro_batch_tokens": 86, "packing": True, "share_images": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_two_ranks_equal_one(shared_session, two, tiny_model, store, samples, zero_stage, options):
     _, one_scores, one_weights = run(shared_session, tiny_model, store, samples, zero_stage=0)
-    _, two_scores, two_weights = run(two, tiny_model, store, samples, zero_stage)
+    _, two_scores, two_weights = run(two, tiny_model, store, samples, zero_stage, **options)
     np.testing.assert_allclose(two_scores, one_scores, atol=1e-4)
     assert one_weights.keys() == two_weights.keys()
     gaps = torch.cat([(two_weights[n] - t).abs().flatten() for n, t in one_weights.items()])
@@ -95,13 +77,10 @@ class NanOnRankOne(DPO):
 
 
 def test_one_rank_with_a_bad_loss_stops_all(two, tiny_model, store, samples):
-    from actors.train_spec import TrainSpec
-
-    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
-    two.load_trainer("policy", spec)
+    group = load_policy(two, tiny_model, str(store.root))
     optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=4)
-    calls = two.trainer("policy").call(
-        "train", pairs_of(samples), NanOnRankOne(DPOConfig()), optimisation, seed=0
+    calls = group.call(
+        "train", seven_pairs(samples), NanOnRankOne(DPOConfig()), optimisation, seed=0
     )
     for call in calls:
         with pytest.raises(FloatingPointError, match="policy: loss is "):
@@ -128,12 +107,8 @@ class UnequalStream:
 
 
 def test_ranks_may_differ_in_micro_batches(two, tiny_model, store, samples):
-    from actors.train_spec import TrainSpec
-
-    spec = TrainSpec(role="policy", model_dir=tiny_model, image_root=str(store.root))
-    two.load_trainer("policy", spec)
-    group = two.trainer("policy")
-    ray.get(group.call("open_stream", UnequalStream(pairs_of(samples))), timeout=60)
+    group = load_policy(two, tiny_model, str(store.root))
+    ray.get(group.call("open_stream", UnequalStream(seven_pairs(samples))), timeout=60)
     optimisation = Optimisation(learning_rate=1e-3, epochs=1, minibatch_size=2, total_steps=3)
     method = make_method(DPOConfig())
     results = ray.get(group.call("train_stream", 3, method, optimisation), timeout=60)

@@ -81,6 +81,20 @@ def test_a_group_larger_than_a_micro_batch_goes_alone():
     assert (found.groups, found.rows_per_group, policy.micro_batch) == (48, 8, 8)  # 192 pairs / 4
 
 
+def test_a_budget_of_tokens_by_hand():
+    # Pairs of at most 2 x 384 = 768 tokens: 2,000 hold two of them, so that 16 are 8 forwards, or
+    # fewer where answers are short.
+    found = derived({"name": "dpo"}, train={"max_tokens_per_micro_batch": 2000})
+    (policy,) = found.copies
+    assert (policy.micro_batch, policy.forwards, policy.tokens) == (0, 8, 2000)
+    assert "-> at most 8 forward(s) of at most 2,000 tokens; at most 24" in found.lines()[1]
+    # A pair that has more goes alone; a step that has fewer is one forward.
+    (policy,) = derived({"name": "dpo"}, train={"max_tokens_per_micro_batch": 500}).copies
+    assert (policy.forwards, policy.tokens) == (16, 768)
+    (policy,) = derived({"name": "dpo"}, train={"max_tokens_per_micro_batch": 10**6}).copies
+    assert (policy.forwards, policy.tokens) == (1, 16 * 768)
+
+
 def test_made_pairs_have_candidates_of_their_own():
     made = {"chosen": "data", "rejected": ["noisy", "injected"], "noise_steps": [500, 800]}
     pairs = {"strategy": "all_ranks"}

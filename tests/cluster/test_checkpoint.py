@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +19,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import preemption
 from cluster.best import BestRound
 from cluster.checkpoint_config import CheckpointConfig
 from cluster.checkpoints import Checkpoints
 from cluster.cli import main
 from cluster.failures import RunStoppedError
 from cluster.fingerprint import ENDS, fingerprint
-from cluster.preemption import Preempted, finishing, preemptible
 from cluster.resume import ABANDONED, changed, prepare, recorded, resume_compare, resume_train
 from cluster.run_state import STATE, RunState, read_state
 from cluster.session import Clock
@@ -355,6 +352,7 @@ def checkpoints_of(folder: Path, fill_with, **settings) -> Checkpoints:
     arm = SimpleNamespace(
         folder=folder,
         config=SimpleNamespace(checkpoint=CheckpointConfig(**settings), rounds=9),
+        ahead=None,
         result=MethodResult(),
         phase=Clock().phase,
     )
@@ -435,63 +433,3 @@ def test_the_best_rounds_of_checkpoints_stay(tmp_path):
     assert best.path == tmp_path / "best" / "round_000004" and best.path.is_dir()
     with pytest.raises(UserError, match="round_000003: the best round's model is missing"):
         best.go_on(3, 0.1)
-
-
-# SIGTERM ----------------------------------------------------------------------------------------
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0)  # the handler runs between two bytecodes
-
-
-def stopped_at_once() -> None:
-    with preemptible("quartet train --resume RUN"):
-        terminate()
-        pytest.fail("nobody stopped")
-
-
-def test_sigterm_abandons_what_is_under_way():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="go on with: quartet train --resume RUN"):
-        stopped_at_once()
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def stopped_after(done: list[str], *, failing: bool = False) -> None:
-    with preemptible("x"):
-        with finishing():
-            terminate()
-            with finishing():
-                done.append("inner")
-            if failing:
-                raise RuntimeError("an actor is gone")
-            done.append("outer")
-        pytest.fail("nobody stopped")
-
-
-def test_sigterm_waits_for_what_has_to_be_finished():
-    done: list[str] = []
-    with pytest.raises(Preempted):
-        stopped_after(done)
-    assert done == ["inner", "outer"]
-
-
-def test_what_fails_because_of_sigterm_is_no_failure():
-    with pytest.raises(Preempted):
-        stopped_after([], failing=True)
-    with pytest.raises(RuntimeError), preemptible("x"):
-        raise RuntimeError("an actor is gone")
-
-
-def never_done() -> None:
-    with preemptible("x"), finishing():
-        terminate()
-        time.sleep(60)
-        pytest.fail("nobody stopped")
-
-
-def test_sigterm_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr(preemption, "GRACE", 0.05)
-    with pytest.raises(Preempted):
-        never_done()

@@ -159,7 +159,8 @@ def test_adapter_off_needs_adapters():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("lora_alpha", 8.0), ("lora_vision", True), ("lora_alpha", 0.0)]
+    ("setting", "value"),
+    [("lora_alpha", 8.0), ("lora_vision", True), ("lora_sync", "adapter"), ("lora_alpha", 0.0)],
 )
 def test_settings_of_adapters_need_adapters(setting, value):
     text = message(CompareConfig, {"train": {setting: value}})

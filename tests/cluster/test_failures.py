@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 from ray.exceptions import RayTaskError
 
@@ -65,3 +70,19 @@ def test_a_refused_run_leaves_no_folder_but_a_started_one_stays(folder):
             raise from_actor(UserError("bad"))
         assert folder.exists() == stays
         (rounds / "round_000001.msgpack").unlink(missing_ok=True)
+
+
+def test_a_ray_that_does_not_start_is_one_line(tmp_path):
+    """Below a folder whose name is too long for the sockets in it."""
+    code = "from cluster.attach import attach; attach({})"
+    folder = tmp_path / ("x" * 100)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"RunFailedError: Ray did not start on this machine: OSError: .*107 by", last)

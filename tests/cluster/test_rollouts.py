@@ -83,4 +83,5 @@ def test_an_engine_without_a_prompt_is_not_asked():
 def test_whatever_an_engine_can_be_asked_can_be_asked_of_several():
     calls = {name for name in vars(RolloutActor) if not name.startswith("_")}
     of_each_by_itself = {"end_phase", "warm_up", "engine"}
+    of_each_by_itself |= {"open_update", "receive", "close_update"}  # `cluster.direct_sync`
     assert calls - of_each_by_itself == JOINED.keys()

@@ -13,7 +13,7 @@ from cluster.cli import build_parser, main
 from cluster.failures import RunFailedError
 from cluster.fetch import decoded, encoded, packed
 from cluster.home import home
-from cluster.submit import address_of, environment, job_words, local_token, run_folder_of
+from cluster.submit import GRACE, address_of, environment, job_words, local_token, run_folder_of
 from trainers.data.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]):
 def test_variables_go_along_and_secrets_do_not(tmp_path: Path):
     folder = str(tmp_path)
     made = environment(parsed("--working-dir", folder, "--env", "A=b=c", "train", "ppo"))
-    assert made["env_vars"] == {"A": "b=c"} and made["working_dir"] == folder
+    assert made["env_vars"] == {"A": "b=c", **GRACE} and made["working_dir"] == folder
     for name in ("HF_TOKEN", "openai_api_key", "MY_SECRET", "AWS_SECRET_ACCESS_KEY"):
         with pytest.raises(UserError, match="set it on the cluster's nodes") as caught:
             environment(parsed("--working-dir", folder, "--env", f"{name}=hidden", "train"))

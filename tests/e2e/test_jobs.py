@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from trainers import checkpoint
+
 pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -105,7 +107,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_a_checkout_is_uploaded_and_a_broken_config_comes_back_as_its_line(head):
     """The checkout is small enough with its ignore files, and the token is found and sent."""
@@ -185,8 +186,13 @@ def test_submit_and_stop(head, tiny_model):
     assert done.returncode == 0 and job
     until = time.monotonic() + 250
     while not list(head.home.glob("runs/stopped-*/rounds/*.msgpack")):
-        assert time.monotonic() < until and "RUNNING" in head.quartet("--status", job).stdout
+        said = head.quartet("--status", job).stdout
+        assert time.monotonic() < until and ("RUNNING" in said or "PENDING" in said), said
         time.sleep(1)
     done = head.quartet("--stop", job)
     assert done.returncode == 0 and f"{job} STOPPED" in done.stdout
+    # It was given the time to end in order.
+    (run,) = head.home.glob("runs/stopped-*")
+    assert checkpoint.rounds(run / "checkpoints")
+    assert "stopped by SIGTERM" in (run / "compare.json").read_text()
     assert f"{job} STOPPED" in head.quartet("--list").stdout

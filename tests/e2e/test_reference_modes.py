@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ def train(stack, model: str, method: dict[str, Any], **settings: Any):
     from cluster import run
     from trainers.comparison import load
 
-    output = stack.root / "-".join(map(str, (method["name"], *settings.values())))
+    output = Path(mkdtemp(dir=stack.root))
     values = {
         "output": str(output),
         "rounds": ROUNDS,
@@ -114,6 +116,21 @@ def test_a_reference_on_the_host_changes_memory_and_nothing_else(stack, tiny_mod
     assert copies_at(after, "train", "host")["reference"]["weights"] == weights
     assert away.memory.moved_bytes > 0 == own.memory.moved_bytes
     assert "reference" in away.bytes_by_copy
+
+
+def test_an_engine_that_serves_the_adapter_answers_as_a_merged_one(stack, tiny_model):
+    adapted = {"lora_rank": 4, "reference": "cached"}
+    merged, _ = train(stack, tiny_model, DPO, **adapted)
+    served, folder = train(stack, tiny_model, DPO, **adapted, lora_sync="adapter")
+    for one, other in zip(merged.curve, served.curve, strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=1e-4)
+        assert other.score == pytest.approx(one.score, abs=1e-4)
+    engines = [result.bytes_by_copy["rollout_engine"]["weights"] for result in (merged, served)]
+    assert engines[1] - engines[0] == 2 * ADAPTER_BYTES  # vLLM has room for rank 8, not 4
+    # What is saved is merged all the same.
+    base = load_file(f"{tiny_model}/model.safetensors")
+    final = load_file(folder / "final" / "model.safetensors")
+    assert base.keys() == final.keys()
 
 
 @pytest.mark.slow

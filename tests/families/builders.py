@@ -134,7 +134,7 @@ def qwen2_vl(folder: Path) -> Path:
         text_config=text_sizes(words, rope_parameters=dict(MROPE)),
         **_qwen_ids(words),
     )
-    return save(folder, config, _qwen2_processor(hf.Qwen2VLProcessor, words))
+    return save(folder, config, _qwen_processor(hf.Qwen2VLProcessor, words))
 
 
 def qwen2_5_vl(folder: Path) -> Path:
@@ -154,15 +154,17 @@ def qwen2_5_vl(folder: Path) -> Path:
         text_config=text_sizes(words, rope_parameters=dict(MROPE)),
         **_qwen_ids(words),
     )
-    return save(folder, config, _qwen2_processor(hf.Qwen2_5_VLProcessor, words))
+    return save(folder, config, _qwen_processor(hf.Qwen2_5_VLProcessor, words))
 
 
-def _qwen2_processor(kind: type, words: hf.PreTrainedTokenizerFast) -> object:
+def _qwen_processor(
+    kind: type, words: hf.PreTrainedTokenizerFast, videos: object | None = None
+) -> object:
     edges = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (8 * PATCH) ** 2}
     return kind(
         hf.Qwen2VLImageProcessor(patch_size=PATCH, size=edges),
         words,
-        hf.Qwen2VLVideoProcessor(patch_size=PATCH, size=edges),
+        videos or hf.Qwen2VLVideoProcessor(patch_size=PATCH, size=edges),
         chat_template=QWEN_TEMPLATE,
     )
 
@@ -187,14 +189,8 @@ def qwen3_vl(folder: Path) -> Path:
         ),
         **_qwen_ids(words),
     )
-    edges = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (8 * PATCH) ** 2}
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessor(patch_size=PATCH, size=edges),
-        words,
-        hf.Qwen3VLVideoProcessor(patch_size=PATCH),
-        chat_template=QWEN_TEMPLATE,
-    )
-    return save(folder, config, processor)
+    videos = hf.Qwen3VLVideoProcessor(patch_size=PATCH)
+    return save(folder, config, _qwen_processor(hf.Qwen3VLProcessor, words, videos))
 
 
 TILE_MARKS = {
@@ -209,40 +205,30 @@ TILE_MARKS = {
 
 def idefics3(folder: Path) -> Path:
     """Idefics3: SigLIP on an overview and on tiles, pixels shuffled into fewer tokens."""
-    words = tokenizer(TILE_MARKS)
-    config = hf.Idefics3Config(
-        vision_config=square_tower(SIDE),
-        text_config=hf.LlamaConfig(**text_sizes(words)),
-        image_token_id=token_id(words, "<image>"),
-        scale_factor=2,
-        pad_token_id=words.pad_token_id,
-    )
-    processor = hf.Idefics3Processor(
-        hf.Idefics3ImageProcessor(
-            size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
-        ),
-        words,
-        image_seq_len=(SIDE // PATCH) ** 2 // 4,
-        chat_template=chat_template("<image>"),
-    )
-    return save(folder, config, processor)
+    return _shuffled(folder, hf.Idefics3Config, hf.Idefics3Processor, hf.Idefics3ImageProcessor)
 
 
 def smolvlm(folder: Path) -> Path:
-    """SmolVLM: Idefics3's layout on a smaller language model."""
+    """SmolVLM: Idefics3's layout on a smaller language model; its processor takes videos, too."""
+    parts = (hf.SmolVLMImageProcessor, hf.SmolVLMVideoProcessor)
+    return _shuffled(folder, hf.SmolVLMConfig, hf.SmolVLMProcessor, *parts)
+
+
+def _shuffled(folder: Path, config_kind: type, processor_kind: type, *parts: type) -> Path:
     words = tokenizer(TILE_MARKS)
-    config = hf.SmolVLMConfig(
+    config = config_kind(
         vision_config=square_tower(SIDE),
         text_config=hf.LlamaConfig(**text_sizes(words)),
         image_token_id=token_id(words, "<image>"),
         scale_factor=2,
         pad_token_id=words.pad_token_id,
     )
-    edges = {"longest_edge": 2 * SIDE}, {"longest_edge": SIDE}
-    processor = hf.SmolVLMProcessor(
-        hf.SmolVLMImageProcessor(size=edges[0], max_image_size=edges[1]),
+    edges = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+    images, *videos = (part(**edges) for part in parts)
+    processor = processor_kind(
+        images,
         words,
-        hf.SmolVLMVideoProcessor(size=edges[0], max_image_size=edges[1]),
+        *videos,
         image_seq_len=(SIDE // PATCH) ** 2 // 4,
         chat_template=chat_template("<image>"),
     )

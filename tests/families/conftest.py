@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from actors.train_spec import TrainSpec
 from tests.families.builders import BUILDERS
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
@@ -69,6 +71,22 @@ def prompts(pictures: ImageStore) -> list[Sample]:
 def processing_of(tiny_folder, pictures) -> Callable[[str], Processing]:
     """`processing_of("qwen2_5_vl")`: of that family's tiny folder."""
     return cache(lambda family: Processing(tiny_folder(family), pictures))
+
+
+@pytest.fixture
+def spec(tiny_folder, pictures) -> Callable[..., TrainSpec]:
+    """`spec("qwen2_5_vl", "critic", bf16=True)`: what a trainer loads."""
+
+    def make(family: str, role: str = "policy", **options: Any) -> TrainSpec:
+        return TrainSpec(
+            role=role,
+            model_dir=tiny_folder(family),
+            image_root=str(pictures.root),
+            micro_batch_size=4,
+            **options,
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,25 @@ import pytest
 import torch
 
 from actors.engine import EngineSpec
+from actors.engine_adapter import TOWERS
 from actors.lora import adapters_off, add_adapters
+from actors.micro_batches import Forwards
 from actors.modules import PolicyModule, load_vlm
 from actors.rollout import RolloutActor
 from actors.scoring import score_rows
 from actors.weight_sync import checkpoint_tensors, make_buckets
+from tests.families.steps import TOWER_LEFT_OUT
 from trainers.batch import Row
+from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 from trainers.data.records import Rollout, Sample
 
 MAX_GAP = 1e-5
 """Between a token's logprob in engine and trainer, float32."""
+RANK = 4
+NOT_SERVED = ("llava_onevision",)
+"""Families that vLLM has no adapters for."""
 
 
 class Pair:
@@ -43,16 +51,15 @@ class Pair:
     def __init__(self, folder: str, image_root: str, samples: Sequence[Sample]):
         self.samples = samples
         self.engine = RolloutActor(num_threads=1)
-        self.engine.load(
-            EngineSpec(
-                model_dir=folder,
-                image_root=image_root,
-                max_model_len=512,
-                max_images=3,
-                max_num_seqs=16,
-                kv_cache_mib=32,
-            )
+        self.spec = EngineSpec(
+            model_dir=folder,
+            image_root=image_root,
+            max_model_len=512,
+            max_images=3,
+            max_num_seqs=16,
+            kv_cache_mib=32,
         )
+        self.engine.load(self.spec)
         self.processing = Processing(folder, ImageStore(image_root))
         self.vlm = load_vlm(folder)
 
@@ -77,7 +84,12 @@ class Pair:
         module = PolicyModule(self.vlm, banned_ids=self.processing.banned_ids()).train()
         with torch.no_grad():
             values = score_rows(
-                module, self.processing, rows, 32, torch.device("cpu"), lambda _: nullcontext()
+                module,
+                self.processing,
+                rows,
+                Forwards(rows=32),
+                torch.device("cpu"),
+                lambda _: nullcontext(),
             )
         pairs = zip(rollouts, values, strict=True)
         return max(float(np.abs(np.array(r.logprobs) - theirs).max()) for r, theirs in pairs)
@@ -157,7 +169,7 @@ def adapters(pair: Pair, released: str, base: Sequence[Rollout]) -> float:
     gap = 0.0
     for vision in (False, True):
         pair.vlm = load_vlm(released)
-        add_adapters(pair.vlm, rank=4, vision=vision)
+        add_adapters(pair.vlm, rank=RANK, vision=vision)
         pair.perturb(lambda name: "lora_" in name)
         pair.sync()
         rollouts = pair.generate()
@@ -169,6 +181,48 @@ def adapters(pair: Pair, released: str, base: Sequence[Rollout]) -> float:
     return gap
 
 
+def served_adapter(pair: Pair, released: str, *, vision: bool) -> float | str:
+    """An adapter alone, beside the base of the engine's folder; then another, and plain weights."""
+    family = pair.processing.config.model_type
+    spec = replace(pair.spec, lora_rank=RANK, lora_vision=vision)
+    if family in NOT_SERVED or (vision and family not in TOWERS):
+        with pytest.raises(UserError, match=r"train\.lora_sync=merged"):
+            pair.engine.load(spec)
+        return "refused"
+    pair.engine.load(spec)
+    pair.vlm = load_vlm(released)
+    add_adapters(pair.vlm, rank=RANK, vision=vision)
+    gap, before = 0.0, pair.generate()
+    for _ in range(2):
+        pair.perturb(is_learned)
+        version = pair.sync(checkpoint_tensors(pair.vlm, adapters="alone"))
+        rollouts = pair.generate()
+        assert {r.policy_version for r in rollouts} == {version}
+        gap = max(gap, pair.gap(rollouts))
+        assert gap < MAX_GAP, gap
+        assert pair.gap(before) > 1e-3
+        before = rollouts
+    alone = list(checkpoint_tensors(pair.vlm, adapters="alone"))
+    for some in (alone[2:], alone[1:]):  # a layer without, and one with B alone
+        with pytest.raises(RuntimeError, match="does not fit the engine's layers; missing"):
+            pair.sync(some)
+    for how in ("beside", "merged"):
+        # Anew: changes on changes make logits, and their rounding, ever larger.
+        pair.vlm = load_vlm(released)
+        add_adapters(pair.vlm, rank=RANK, vision=vision)
+        pair.perturb(lambda name: "lora_" not in name or is_learned(name))
+        pair.sync(checkpoint_tensors(pair.vlm, adapters=how))
+        gap = max(gap, pair.gap(pair.generate()))
+        assert gap < MAX_GAP, gap
+    return gap
+
+
+def is_learned(name: str) -> bool:
+    """Whether this is of an adapter that a loss reaches."""
+    unread = "vision" in name and any(part in name for part in TOWER_LEFT_OUT)
+    return "lora_" in name and not unread
+
+
 def main(final: str, released: str, image_root: str, prompts: str, results: str) -> None:
     """All checks, in an order in which each leaves the engine fit for the next."""
     pair = Pair(final, image_root, pickle.loads(Path(prompts).read_bytes()))
@@ -178,8 +232,12 @@ def main(final: str, released: str, image_root: str, prompts: str, results: str)
     no_placeholder_is_sampled(pair)
     a_stale_parameter_is_refused(pair)
     lora = adapters(pair, released, base)
+    served = served_adapter(pair, released, vision=False)
+    seen = served_adapter(pair, released, vision=True)
     assert "deepspeed" not in sys.modules
-    Path(results).write_text(json.dumps({"parity": parity, "sync": sync, "LoRA": lora}))
+    measured = {"parity": parity, "sync": sync, "LoRA": lora}
+    measured |= {"adapter": served, "with tower": seen}
+    Path(results).write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The tests add a number to the file only after they passed; a cell without one wa
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,18 @@ from typing import Any
 from trainers.data.model_folder import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs"
-COLUMNS = ("parity", "sync", "padding", "PPO", "DPO", "nSFT", "LoRA", "export")
+COLUMNS = (
+    "parity",
+    "sync",
+    "padding",
+    "PPO",
+    "DPO",
+    "nSFT",
+    "LoRA",
+    "adapter",
+    "with tower",
+    "export",
+)
 PACKAGES = ("torch", "transformers", "vllm", "deepspeed")
 HEAD = """# Models
 
@@ -38,6 +50,9 @@ LEGEND = """
 * **nSFT**: steps on responses and corrective turns; how far the loss fell in five.
 * **LoRA**: as sync, with adapters on the language model, and on tower and projector too, merged on
   the way; with them off, the trainer is the base that the engine answered as.
+* **adapter**: the same with the adapters on the language model sent alone, for the engine to serve
+  beside the base (`train.lora_sync=adapter`); **with tower**: on tower and projector,
+  too, where vLLM does it right.
 * **export**: tensors of the saved folder, named as in the released one. The engine of the other
   columns was started from it, processor and chat template included.
 
@@ -56,6 +71,15 @@ code of their own (`internvl_chat`). SmolVLM's processor needs the package num2w
 dropped with its reason; a folder without processor, chat template or placeholder is refused.
 """
 
+NOT_SUPPORTED = {
+    "gemma3": """Gemma 3 (`gemma3`): an image's tokens see each other in both directions, and
+  vLLM's attention on a CPU is causal. Log-probabilities differ by {own} from the trainer's
+  ({causal} if the trainer's attention is made causal, too), where 1e-5 is allowed""",
+    "paligemma": """PaliGemma (`paligemma`): vLLM puts marks of its own into the prompt, and engine
+  and trainer would read different ones ("{dropped}")""",
+}
+"""Families that are refused: `model_type` -> why, with what was measured."""
+
 
 def table(results: dict[str, Any]) -> str:
     """The page for these results."""
@@ -65,10 +89,14 @@ def table(results: dict[str, Any]) -> str:
     for family, name in FAMILIES.items():
         cells = [_cell(results.get(family, {}).get(column)) for column in COLUMNS]
         rows.append(f"| {name} (`{family}`) | {' | '.join(cells)} |")
+    rows += ["", "Not supported, and refused by name:", ""]
+    for family, why in NOT_SUPPORTED.items():
+        measured = {key: _cell(value) for key, value in results.get(family, {}).items()}
+        rows.append(f"* {why.format_map(defaultdict(_cell, measured))}.")
     return HEAD + "\n".join(rows) + "\n" + LEGEND
 
 
-def _cell(value: float | str | None) -> str:
+def _cell(value: float | str | None = None) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, str):

@@ -97,7 +97,7 @@ def test_mrope_positions_go_on_after_the_image(processing_of, tiny_folder, promp
     batch = collate([row], [encode_row(row, processing)], processing)
     positions, _ = load_vlm(tiny_folder(family)).model.get_rope_index(
         batch.input_ids_BT,
-        mm_token_type_ids=batch.model_inputs["mm_token_type_ids"],
+        mm_token_type_ids=batch.token_inputs["mm_token_type_ids"],
         image_grid_thw=batch.model_inputs["image_grid_thw"],
         attention_mask=batch.attention_mask_BT,
     )
@@ -181,6 +181,7 @@ def test_a_config_that_names_a_token_which_is_not_there(folder, pictures):
 def test_a_processor_that_does_not_fit_its_model_names_the_row(processing_of, prompts, tiny_folder):
     from contextlib import nullcontext
 
+    from actors.micro_batches import Forwards
     from actors.modules import PolicyModule, load_vlm
     from actors.scoring import score_rows
 
@@ -202,7 +203,7 @@ def test_a_processor_that_does_not_fit_its_model_names_the_row(processing_of, pr
                 PolicyModule(vlm, banned_ids=[]),
                 processing,
                 rows,
-                8,
+                Forwards(rows=8),
                 torch.device("cpu"),
                 lambda _: nullcontext(),
             )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 How = Literal["kill", "freeze", "pause", "judge", "corrupt", "disk", "node"]
 """SIGKILL; SIGSTOP; SIGSTOP and SIGCONT after a moment; a bad judge function; bytes changed where
-they wait to be fetched; a full disk; SIGKILL to a node's raylet."""
+they wait to be fetched; a full disk; a node whose raylet is killed or whose network is cut."""
 
 
 @dataclass(frozen=True)
@@ -203,11 +203,12 @@ CATALOGUE = [*kills(), *trainers(), *freezes(), *judges(), *transit(), *disks()]
 
 
 def nodes() -> list[Fault]:
-    """A node of the cluster that dies, with the processes on it (`tests/faults/two_nodes.py`)."""
+    """A node that is lost, with the processes on it (`tests/faults/two_nodes.py`)."""
+    moments = (("rollout", "generate"), ("judge", "judge"), ("reference", "logprobs"))
     return [
-        Fault("rollout", "generate", "node", detail="raylet killed"),
-        Fault("judge", "judge", "node", detail="raylet killed"),
-        Fault("reference", "logprobs", "node", detail="raylet killed"),
+        Fault(role, phase, "node", detail=what)
+        for what in ("raylet killed", "network cut")
+        for role, phase in moments
     ]
 
 

@@ -24,6 +24,7 @@ from cluster.run_start import Start
 from cluster.run_state import STATE, RunState, read_state
 from rewards.rubric import FOLDER as RUBRICS
 from rewards.rubric import load_rubric
+from tests.damaged import damaged
 from trainers import checkpoint
 from trainers.comparison import Comparison, CurvePoint, Evaluated, MethodResult, load, load_as
 from trainers.data.errors import UserError
@@ -63,22 +64,11 @@ def mutated(value: Any, chance: random.Random) -> Any:
     return value
 
 
-def damaged(data: bytes, chance: random.Random) -> bytes:
-    """A few bits, bytes or spans changed."""
-    content = bytearray(data)
-    parts = [b"\xff" * 4, b"\0" * 4, b"{[{[", b"&a *a", b"- ? ", b"\r\n", b"["]
-    for _ in range(chance.randint(1, 5)):
-        at = chance.randrange(len(content)) if content else 0
-        action = chance.randrange(4)
-        if action == 0 and content:
-            content[at] ^= 1 << chance.randrange(8)
-        elif action == 1:
-            content[at:at] = chance.randbytes(chance.randint(1, 8))
-        elif action == 2:
-            del content[at : at + chance.randint(1, 40)]
-        else:
-            content[at : at + 4] = chance.choice(parts) * chance.choice([1, 1, 1, 3000])
-    return bytes(content)
+PARTS = [
+    part * times
+    for part in (b"\xff" * 4, b"\0" * 4, b"{[{[", b"&a *a", b"- ? ", b"\r\n", b"[")
+    for times in (1, 1, 1, 3000)
+]
 
 
 def is_read(name: str, work: Callable[[], object]) -> bool:
@@ -171,7 +161,7 @@ class Readers:
         """Mutated, and then every third time damaged as bytes."""
         data = json.dumps(mutated(value, self.chance)).encode()
         return self.written(
-            damaged(data, self.chance) if self.chance.random() < 0.3 else data, name
+            damaged(data, self.chance, PARTS) if self.chance.random() < 0.3 else data, name
         )
 
     def settings(self) -> object:
@@ -182,7 +172,7 @@ class Readers:
     def yaml(self) -> object:
         name = self.chance.choice(list(self.texts))
         model = CompareConfig if name == "compare" else RunConfig
-        path = self.written(damaged(self.texts[name], self.chance), "input.yaml")
+        path = self.written(damaged(self.texts[name], self.chance, PARTS), "input.yaml")
         return validate(model, read_yaml(path), "input.yaml")
 
     def overrides(self) -> object:
@@ -191,12 +181,14 @@ class Readers:
         return validate(RunConfig, apply_overrides(dict(self.examples["ppo"]), words), "x")
 
     def image(self) -> object:
-        return self.store.put_bytes(damaged(self.chance.choice(self.images), self.chance), "a.png")
+        return self.store.put_bytes(
+            damaged(self.chance.choice(self.images), self.chance, PARTS), "a.png"
+        )
 
     def pairs(self) -> object:
         rows = [mutated(self.pair, self.chance) for _ in range(2)]
         data = "\n".join(map(json.dumps, rows)).encode()
-        data = damaged(data, self.chance) if self.chance.random() < 0.5 else data
+        data = damaged(data, self.chance, PARTS) if self.chance.random() < 0.5 else data
         return read_pairs(self.written(data, "pairs.jsonl"), self.store)
 
     def compare_json(self) -> object:
@@ -210,7 +202,7 @@ class Readers:
         place = self.chance.randrange(len(lines))
         lines[place] = json.dumps(mutated(json.loads(lines[place]), self.chance))
         data = "".join(f"{line}\n" for line in lines).encode()
-        data = damaged(data, self.chance) if self.chance.random() < 0.3 else data
+        data = damaged(data, self.chance, PARTS) if self.chance.random() < 0.3 else data
         rows = read_rows(self.written(data, "ledger.jsonl"))
         binding_phase(rows)  # what was read can be counted
         for phase in phase_bytes(rows):
@@ -231,7 +223,7 @@ class Readers:
         return load_as(Kept, self.json_file(self.kept, "captions.json"))
 
     def rubric(self) -> object:
-        data = damaged(self.chance.choice(self.rubrics), self.chance)
+        data = damaged(self.chance.choice(self.rubrics), self.chance, PARTS)
         return load_rubric(str(self.written(data, "rubric.md")))
 
 

@@ -98,6 +98,21 @@ def test_a_response_that_was_cut_off_is_rejected_only():
     assert mined.stats["pairs/dropped_truncated"] == 2
 
 
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ([scored("a", 1.0, finish="length"), scored("b", 0.0)], "cut off; raise rollout.max_tok"),
+        ([scored("a", 1.0, "same"), scored("b", 0.0, "same")], "raise rollout.temperature"),
+        ([scored("a", None), scored("b", None)], "gave no response a score"),
+        ([scored("a", 1.0), scored("b", 0.9)], "within method.pairs.margin"),
+        ([scored("a", 1.0)], "raise rollout.num_rollouts_per_prompt"),
+    ],
+)
+def test_a_round_without_pairs_says_why(items, why):
+    mined = mine(items)
+    assert not mined.pairs and why in mined.why_none
+
+
 def test_identical_texts_are_never_paired_and_no_text_pair_comes_twice():
     items = [
         scored("a", 3.0, "x"),

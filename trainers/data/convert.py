@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,14 +116,7 @@ def _row(sample: Sample, store: ImageStore) -> dict[str, Any]:
         "is_tie": sample.is_tie,
         "margin": sample.margin,
         "candidates": [
-            {
-                "text": item.text,
-                "label": item.label,
-                "score": item.score,
-                "critique": item.critique,
-                "aspects": _json(item.aspects, sample.id),
-            }
-            for item in sample.candidates
+            asdict(item) | {"aspects": _json(item.aspects, sample.id)} for item in sample.candidates
         ],
         "provenance": _json(sample.provenance, sample.id),
     }

@@ -11,6 +11,7 @@ Images are those of the folder `images` beside the file, or of the run that the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,7 @@ class RecordRows:
             "rejected": sample.rejected,
             "is_tie": sample.is_tie,
             "margin": sample.margin,
-            "candidates": [
-                {
-                    "text": item.text,
-                    "label": item.label,
-                    "score": item.score,
-                    "critique": item.critique,
-                    "aspects": item.aspects,
-                }
-                for item in sample.candidates
-            ],
+            "candidates": [asdict(item) for item in sample.candidates],
             "provenance": sample.provenance,
         }
 

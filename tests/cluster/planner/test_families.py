@@ -5,6 +5,7 @@ path, and the parameters that a loss does not reach are those that the plan says
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from actors.lora import add_adapters
 from actors.memory import bytes_by_kind, engine_tensors, module_bytes
 from actors.modules import CriticModule, PolicyModule, load_reward_module, load_vlm
+from actors.parts import freeze
 from actors.train import TrainActor
 from actors.train_spec import REDUCE_BUCKET_SIZE, TrainSpec, deepspeed_config
 from cluster.planner.architectures import load_architecture
@@ -75,6 +77,7 @@ def held_by_deepspeed(spec: TrainSpec) -> dict[str, int]:
     vlm = load_vlm(spec.model_dir, torch.bfloat16 if spec.bf16 else torch.float32)
     if spec.lora_rank:
         add_adapters(vlm, rank=spec.lora_rank)
+    freeze(vlm, spec.frozen)
     module: Any = CriticModule(vlm) if spec.role == "critic" else PolicyModule(vlm, banned_ids=[0])
     trained = [p for p in module.parameters() if p.requires_grad]
     config = deepspeed_config(spec, sum(p.numel() for p in trained))
@@ -98,6 +101,7 @@ def planned(spec: TrainSpec, num_ranks: int, rank: int) -> dict[str, int]:
         spec.role,
         bf16=spec.bf16,
         lora_rank=spec.lora_rank,
+        freeze=spec.frozen,
         num_banned=1,
         images=False,
     )
@@ -127,6 +131,26 @@ def spec_of(folder: str, stage: int, role: str, trained: str, bf16: bool) -> Tra
 def test_a_trained_copy_of_each_family(family_folder, family, stage, role, trained, bf16):
     spec = spec_of(family_folder(family), stage, role, trained, bf16)
     assert held_by_deepspeed(spec) == planned(spec, 1, 0)
+
+
+def frozen_cases():
+    """Stage x parts, every family; one of each stage is enough for a quick run."""
+    grid = itertools.product((0, 2, 3), (("vision",), ("vision", "projector")))
+    for number, (stage, frozen) in enumerate(grid):
+        for index, family in enumerate(FAMILIES):
+            marks = () if number == index and number % 2 == 0 else (pytest.mark.slow,)
+            yield pytest.param(family, stage, frozen, marks=marks)
+
+
+@pytest.mark.deepspeed
+@pytest.mark.usefixtures("train_actor")
+@pytest.mark.parametrize(("family", "stage", "frozen"), list(frozen_cases()))
+def test_a_frozen_part_has_no_gradients_and_no_states(family_folder, family, stage, frozen):
+    whole = spec_of(family_folder(family), stage, "policy", "all", bf16=False)
+    spec = replace(whole, frozen=frozen)
+    held = held_by_deepspeed(spec)
+    assert held == planned(spec, 1, 0)
+    assert held["optimizer"] < planned(whole, 1, 0)["optimizer"]
 
 
 @pytest.mark.parametrize("bf16", [False, True])

