@@ -1,0 +1,87 @@
+"""The section of docs/performance.md beside TRL, from `benchmarks.trl_side_by_side`'s JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.sections_gpu import table
+
+TARGET = (1.5, 0.8)
+"""At least so many times TRL's tokens a second, at most this share of its peak."""
+NAMES = {
+    "equal": "as it comes",
+    "precomputed": "reference scored before",
+    "full_logits": "TRL's chunked head off",
+}
+EXPLANATION = """What the difference is made of:
+
+* **Head.** TRL 1.16 takes log-probabilities in chunks of 32,768 tokens, and has no switch for it; "off" is the same trainer
+  with all logits at once, as it was before. On a GPU with Triton it scores labelled tokens only, as we do; without Triton, as
+  here, it scores every position, prompts and image tokens too. We apply the head to target tokens, 512 at a time, everywhere. What
+  that saves grows with the vocabulary: next to nothing with the drawn world's forty words, most of the peak with 32,064.
+* **Metrics.** TRL computes entropy, mean logits and top-1 accuracy of every token in every step; we compute what the loss needs.
+* **Data.** Both process images and texts anew in every step. TRL processes a pair's image for each of its sides; we keep it by its content, once.
+* **Reference.** Its copy is the same size on both sides, and scored in the step; `reference scored before` leaves it out of the step (TRL keeps no
+  copy then; neither do we with `train.reference=cached`).
+* **Engine.** We go through DeepSpeed at one rank, TRL through Accelerate without it: a cost per step of ours that a tiny model shows and
+  a large one hides.
+"""
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Markdown: tokens a second and peaks side by side, and where the target is met."""
+    rows = []
+    for model in result["models"]:
+        ours = {(c["task"], c["variant"]): c for c in model["cells"]["ours"]}
+        for theirs in model["cells"]["trl"]:
+            task, variant = theirs["task"], theirs["variant"]
+            own = ours.get((task, variant)) or ours[task, "equal"]
+            speed = own["tokens_per_second"] / theirs["tokens_per_second"]
+            share = own["peak"] / theirs["peak"]
+            met = [
+                "yes" if speed >= TARGET[0] else "no",
+                "yes" if share <= TARGET[1] else "no",
+            ]
+            rows.append(
+                [
+                    model["model"],
+                    task,
+                    NAMES[variant],
+                    f"{own['tokens_per_second']:,.0f}",
+                    f"{theirs['tokens_per_second']:,.0f}",
+                    f"{speed:.2f} ({met[0]})",
+                    f"{own['peak'] / 1e6:.0f}",
+                    f"{theirs['peak'] / 1e6:.0f}",
+                    f"{share:.2f} ({met[1]})",
+                ]
+            )
+    versions = result["models"][0]["versions"]
+    sides = "; ".join(
+        f"{side}: " + ", ".join(f"{name} {number}" for name, number in found.items())
+        for side, found in versions.items()
+    )
+    head = (
+        "model",
+        "step",
+        "TRL",
+        f"ours, tokens per {result['clock'].rstrip('s')}",
+        "TRL's",
+        f"ratio (at least {TARGET[0]})",
+        "our peak, MB",
+        "TRL's",
+        f"share (at most {TARGET[1]})",
+    )
+    return [
+        "## Beside TRL",
+        "",
+        (
+            f"{result['label'].capitalize()} by `python -m benchmarks.trl_side_by_side` on {result['device']}: the same model "
+            "folder, images, texts, batch, float32, AdamW, one thread, no gradient checkpointing; whole steps, data included, "
+            f"processes in turn, medians. Steps of {result['load']['pairs']} pairs (SFT: rows) with answers of "
+            f"{result['load']['sequence']} words. Peaks are of tensor storages, counted by one tracker on both sides. {sides}."
+        ),
+        "",
+        *table(head, rows),
+        EXPLANATION,
+    ]

@@ -1,0 +1,167 @@
+"""The same DPO and SFT steps by us and by TRL, each in its own environment, turn by turn.
+
+    python -m benchmarks.trl_side_by_side --output benchmarks/trl_cpu.json
+
+Same model folder, images, texts, batch, float32, AdamW, clipping, one thread; dropout and gradient
+checkpointing off. A step is timed whole: images and texts are processed anew, DPO's reference
+scores the batch, forward, backward, optimiser. Processes alternate, and the median over repeats is
+kept. Memory on both sides is what `actors/tracker.py` counts in the second step: the peak of all tensor
+storages, the reference's weights included.
+
+TRL (1.16) is installed with pip into `--venv` if it is not there. Seconds are core-seconds of the process,
+since a machine's other work must not decide; on a GPU they are seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.shapes import WIDE_HEAD, miniature
+from cluster.bench_models import find_model
+from trainers.comparison import write_atomic
+from trainers.data.drawn_model import WORDS
+from trainers.data.images import ImageStore
+from trainers.data.processing import Processing
+from trainers.data.scenes import scene_samples
+
+TRL = "trl==1.16.*"
+OURS = [["dpo", "equal"], ["dpo", "precomputed"], ["sft", "equal"]]
+THEIRS = [
+    ["dpo", "equal"],
+    ["dpo", "full_logits"],
+    ["sft", "equal"],
+    ["sft", "full_logits"],
+]
+"""`equal`: TRL's own chunked head, as it comes; `full_logits`: that head replaced by what it stands
+in for, all logits at once; `precomputed`: the reference scored before (TRL refuses that for images)."""
+
+
+def environment(folder: Path) -> Path:
+    """The Python of an environment with TRL, made if it is not there."""
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        print(f"installing {TRL} into {folder}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        torch_version = torch.__version__.split("+")[0]
+        packages = [f"torch=={torch_version}", TRL, "pillow"]
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
+def specification(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A model and its rows, for both sides."""
+    path = miniature("llava-1.5-7b", WIDE_HEAD, folder) if name == "wide-head" else name
+    model = find_model(str(path), folder)
+    model.build(torch.float32)
+    store = ImageStore(folder / "images")
+    words = Processing(model.folder, store).tokenizer.get_vocab()
+    known = [w for w in words if w.startswith("w") or w in WORDS]
+    rng = random.Random(0)
+    rows = [
+        {
+            "hash": sample.images[0],
+            "image": str(store.path(sample.images[0])),
+            "question": sample.prompt[0].text,
+            "chosen": " ".join(rng.choices(known, k=arguments.sequence)),
+            "rejected": " ".join(rng.choices(known, k=arguments.sequence)),
+        }
+        for sample in scene_samples(0, arguments.pairs, store.put_image)
+    ]
+    return {
+        "folder": str(model.folder),
+        "images": str(store.root),
+        "scratch": str(folder / "scratch"),
+        "rows": rows,
+        "steps": arguments.steps,
+        "threads": 1,
+    }
+
+
+def half(command: list[str], spec: dict[str, Any], cells: list[list[str]], folder: Path) -> Any:
+    """One process's result."""
+    given, answered = folder / "spec.json", folder / "result.json"
+    given.write_text(json.dumps({**spec, "cells": cells}), encoding="utf-8")
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(given), str(answered)],
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(answered.read_text(encoding="utf-8"))
+
+
+def merged(results: list[Any]) -> list[dict[str, Any]]:
+    """Cells with the medians over repeats."""
+    cells = []
+    for same in zip(*(result["cells"] for result in results), strict=True):
+        cell = dict(same[0])
+        for key in ("seconds", "core_seconds", "peak"):
+            cell[key] = statistics.median(each[key] for each in same)
+        used = "seconds" if torch.cuda.is_available() else "core_seconds"
+        cell["tokens_per_second"] = cell["tokens"] / cell[used]
+        cells.append(cell)
+    return cells
+
+
+def compare(name: str, python: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One model: both halves in turn."""
+    root = Path(__file__).parents[1]
+    results: dict[str, list[Any]] = {"ours": [], "trl": []}
+    commands = {
+        "ours": [sys.executable, "-m", "benchmarks.our_step"],
+        "trl": [str(python), str(root / "benchmarks" / "trl_step.py")],
+    }
+    with tempfile.TemporaryDirectory(prefix="quartet-trl-") as temporary:
+        spec = specification(name, Path(temporary), arguments)
+        for _ in range(arguments.repeats):
+            for side, cells in (("ours", OURS), ("trl", THEIRS)):
+                results[side].append(half(commands[side], spec, cells, Path(temporary)))
+                print(f"{name}: {side} done", flush=True)
+    return {
+        "model": name,
+        "versions": {side: found[0]["versions"] for side, found in results.items()},
+        "cells": {side: merged(found) for side, found in results.items()},
+    }
+
+
+def main() -> None:
+    """Compare and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--venv", type=Path, default=Path("~/.cache/quartet/trl").expanduser())
+    parser.add_argument("--models", nargs="+", default=["drawn", "wide-head"])
+    parser.add_argument("--pairs", type=int, default=8, help="DPO pairs, and SFT rows, of a step")
+    parser.add_argument("--sequence", type=int, default=48, help="words of an answer")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    python = environment(arguments.venv)
+    result = {
+        "label": "measured",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "machine": platform.machine(),
+        "clock": "seconds" if torch.cuda.is_available() else "core-seconds",
+        "load": {name: getattr(arguments, name) for name in ("pairs", "sequence", "steps")},
+        "models": [compare(name, python, arguments) for name in arguments.models],
+    }
+    write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
