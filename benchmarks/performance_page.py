@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sections_fits, sections_gpu, sections_round
+from benchmarks import sections_fits, sections_gpu, sections_round, sections_trl
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "docs" / "performance.md"
@@ -24,6 +24,7 @@ SECTIONS: dict[str, Section] = {
     "overlap_cpu.json": sections_round.overlap,
     "growth_cpu.json": sections_round.growth,
     "fits.json": sections_fits.lines,
+    "trl_cpu.json": sections_trl.lines,
 }
 """File -> its section, in the order of the page; other files follow."""
 ELSEWHERE = {"memory_cpu.json", "training_cpu.json"}

@@ -14,7 +14,7 @@ NAMES = {
     "precomputed": "reference scored before",
     "full_logits": "TRL's chunked head off",
 }
-EXPLANATION = """What the difference is made of:
+EXPLANATION = """What the difference is made of, by the source of both (parts were not measured one by one):
 
 * **Head.** TRL 1.16 takes log-probabilities in chunks of 32,768 tokens, and has no switch for it; "off" is the same trainer
   with all logits at once, as it was before. On a GPU with Triton it scores labelled tokens only, as we do; without Triton, as
@@ -22,8 +22,7 @@ EXPLANATION = """What the difference is made of:
   that saves grows with the vocabulary: next to nothing with the drawn world's forty words, most of the peak with 32,064.
 * **Metrics.** TRL computes entropy, mean logits and top-1 accuracy of every token in every step; we compute what the loss needs.
 * **Data.** Both process images and texts anew in every step. TRL processes a pair's image for each of its sides; we keep it by its content, once.
-* **Reference.** Its copy is the same size on both sides, and scored in the step; `reference scored before` leaves it out of the step (TRL keeps no
-  copy then; neither do we with `train.reference=cached`).
+* **Reference.** Its copy is the same size on both sides, and scored in the step.
 * **Engine.** We go through DeepSpeed at one rank, TRL through Accelerate without it: a cost per step of ours that a tiny model shows and
   a large one hides.
 """
