@@ -57,6 +57,8 @@ class Watched:
         self.rounds: list[dict[str, Any]] = []
         self._number = 0
         self._begun = self._cpu = self._out = self._cpu_out = 0.0
+        self._in_train = 0.0
+        """What the raw calls took that are made inside the phase."""
         self._raw: dict[str, list[bare.Timed]] = {}
         self._spans = 0
 
@@ -76,9 +78,11 @@ class Watched:
     ) -> dict[str, float]:
         """In place of the driver's: the product's steps, then the raw ones on the same groups."""
         metrics = original_train_copies(session, arm, groups, number)
+        out = self._out
         with Aside(self):
             self._scores_and_steps(groups, number)
             self._weights()
+        self._in_train = self._out - out
         return metrics
 
     def close(self) -> None:
@@ -93,6 +97,8 @@ class Watched:
         phases: dict[str, float] = {}
         for name, start, end in self.arm.clock.spans[self._spans :]:
             phases[name] = phases.get(name, 0.0) + end - start
+        if "train" in phases:
+            phases["train"] -= self._in_train
         raw = {name: _summed(parts) for name, parts in self._raw.items()}
         tokens = sum(len(item.rollout.token_ids) for item in self._judged)
         self.rounds.append(
