@@ -196,6 +196,7 @@ def test_a_gib_is_left_to_the_rest(monkeypatch):
     assert bench_plan.free_host() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.deepspeed
 def test_config_folders_take_real_steps(configs, tmp_path):
     """A process of its own, since DeepSpeed joins one group in a process's life."""

@@ -103,6 +103,7 @@ def test_dpo_needs_no_second_copy(stack, tiny_model, rank):
     assert "refresh" not in result.seconds_by_phase
 
 
+@pytest.mark.slow
 def test_a_reference_on_the_host_changes_memory_and_nothing_else(stack, tiny_model):
     from trainers.ledger import copies_at, read_rows
 
@@ -145,6 +146,7 @@ def test_a_passing_reference_gives_what_a_resident_one_gives(stack, tiny_model):
         assert abs(first.kl) < 1e-4 < abs(second.kl)
 
 
+@pytest.mark.slow
 def test_taking_turns_changes_memory_and_nothing_else(stack, tiny_model):
     from trainers.ledger import binding_phase, phase_bytes, read_rows
 
