@@ -223,6 +223,7 @@ def unequal(stack) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_arms_under_other_conditions_are_marked_everywhere(unequal):
     written = json.loads((unequal / "compare.json").read_text())
     (batch, engine) = written["unfair"]

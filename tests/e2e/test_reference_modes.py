@@ -119,6 +119,7 @@ def test_a_reference_on_the_host_changes_memory_and_nothing_else(stack, tiny_mod
     assert "reference" in away.bytes_by_copy
 
 
+@pytest.mark.slow
 def test_an_engine_that_serves_the_adapter_answers_as_a_merged_one(stack, tiny_model):
     adapted = {"lora_rank": 4, "reference": "cached"}
     merged, _ = train(stack, tiny_model, DPO, **adapted)

@@ -12,7 +12,13 @@ from cluster.config import RunConfig
 from cluster.config_text import validate
 from trainers.ledger import PHASES, LedgerRow, phase_bytes, read_rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.deepspeed,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]
 
 KV_CACHE_MIB = 32
 ENGINES = ("rollout_engine", "judge_engine")
