@@ -44,13 +44,13 @@ def encode_answers(
         turns = (Turn(role="assistant", text=text),)
         try:
             whole = processing.encode(sample.id, sample.prompt, sample.images, turns=turns)
-            alone = processing.encode(sample.id, sample.prompt, sample.images, response_ids=())
+            alone = processing.expanded_prompt_ids(sample.id, sample.prompt, sample.images)
         except ValueError as error:
             dropped.append(DroppedSample(sample.id, f"{source} answer: {error}"))
             continue
-        start = len(alone.input_ids)
+        start = len(alone)
         token_ids = tuple(int(token) for token in whole.input_ids[whole.target_mask])
-        if not (whole.input_ids[:start] == alone.input_ids).all():
+        if whole.input_ids[:start].tolist() != alone:
             reason = f"{source} answer: its first token is also the prompt's last"
             dropped.append(DroppedSample(sample.id, reason))
         elif start + len(token_ids) > limit:

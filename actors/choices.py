@@ -36,15 +36,15 @@ def choose(
     inputs, slots = [], []
     for index, prompt in enumerate(prompts):
         try:
-            encoded = engine.processing.encode(
-                f"question {index}", prompt.turns, prompt.images, response_ids=()
+            read = engine.processing.expanded_prompt_ids(
+                f"question {index}", prompt.turns, prompt.images
             )
         except ValueError as error:
             results[index] = Failed(str(error))
             continue
-        if len(encoded.input_ids) >= engine.spec.max_model_len:
+        if len(read) >= engine.spec.max_model_len:
             results[index] = Failed(
-                f"question of {len(encoded.input_ids)} tokens exceeds rollout.max_model_len="
+                f"question of {len(read)} tokens exceeds rollout.max_model_len="
                 f"{engine.spec.max_model_len}"
             )
             continue

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,9 +124,6 @@ class Engine:
 
         self.spec = spec
         self.processing = Processing(spec.model_dir, ImageStore(spec.image_root))
-        self._alike: dict[int, dict[str, Tensor]] = {}
-        """Processed images by their number, where any are as good as any others for a prompt's
-        length."""
         on_gpu = torch.cuda.is_available()
         device_options: dict[str, Any] = (
             {
@@ -244,23 +240,10 @@ class Engine:
             ]
         return results
 
-    @cached_property
-    def _images_are_alike(self) -> bool:
-        return self.processing.images_are_alike()
-
     def _prompt_ids(self, name: str, request: Request) -> list[int]:
         """The prompt's tokens, images expanded."""
-        number = len(request.images)
-        encoded = self.processing.encode(
-            name,
-            request.turns,
-            request.images,
-            response_ids=(),
-            image_inputs=self._alike.get(number),
-        )
-        if number and self._images_are_alike:  # processed once: the engine does it by itself
-            self._alike[number] = encoded.model_inputs
-        return [*encoded.input_ids.tolist(), *request.prefix_ids]
+        ids = self.processing.expanded_prompt_ids(name, request.turns, request.images)
+        return [*ids, *request.prefix_ids]
 
     def _generated(self, completion: Any, prompt_tokens: int, known: Known) -> Generated:
         token_ids = tuple(completion.token_ids)

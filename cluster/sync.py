@@ -19,6 +19,10 @@ from cluster.session import Session
 from trainers.batch import Row
 from trainers.data.records import Rollout, Sample
 
+PROBE_TOKENS = 16
+"""Of a parity probe's answer: what is stale or shifted shows in every token, and each more is one
+more step of the engine."""
+
 
 def policy_buckets(session: Session, arm: Arm, adapters: Adapters = "merged") -> Any:
     """The policy's weights in the object store (rank 0's; the other ranks only take part)."""
@@ -136,6 +140,7 @@ def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float
     These probe rollouts are outside the method's budget: nothing is judged or trained on them.
     """
     config = arm.config
+    most = min(config.rollout.max_tokens, PROBE_TOKENS)
     probes = samples[: config.train.parity_rollouts]
     with awake(session, arm, "rollout"):
         rollouts, _ = session.ask(
@@ -145,7 +150,7 @@ def check_parity(session: Session, arm: Arm, samples: Sequence[Sample]) -> float
             limit="generate",
             num_rollouts_per_prompt=1,
             temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_tokens,
+            max_tokens=most,
             seed=config.seed,
             prefix="parity/",
         )

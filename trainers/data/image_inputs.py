@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,10 +72,15 @@ class ImageInputs:
         """
         return str(self.processor.replace_image_token(inputs, index))
 
-    def all_alike(self) -> bool:
-        """Whether every image becomes the same text, whatever its size."""
+    def text_of(self, reference: str) -> str:
+        """The same for an image of the store, which is looked up only if it matters."""
+        return self.alike_text or self.text(self.of(reference))
+
+    @cached_property
+    def alike_text(self) -> str | None:
+        """What stands in the prompt for any image, where that is the same whatever its size."""
         texts = {self.text(self.process(Image.new("RGB", shape))) for shape in SHAPES}
-        return len(texts) == 1
+        return texts.pop() if len(texts) == 1 else None
 
 
 def merge(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ judge see the same tokens. Sampled responses are never re-tokenised; prompts are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from trainers.data.image_inputs import ImageInputs, merge
 from trainers.data.images import ImageStore
 from trainers.data.model_folder import check_model_folder, families_that_work
 from trainers.data.noise import ImageNoise, add_noise
+from trainers.data.prompt_cache import PromptCache
 from trainers.data.records import Turn
 
 
@@ -65,7 +66,8 @@ class Processing:
         # Gemma 3's placeholder is another token than the one that stands for a feature.
         self._feature_token = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
         self._images = ImageInputs(self.processor, store, cache_bytes)
-        self._banned = np.array(self.banned_ids(), dtype=np.int64)
+        self._banned = frozenset(self.banned_ids())
+        self._prompts = PromptCache()
 
     @property
     def vocab_size(self) -> int:
@@ -129,27 +131,25 @@ class Processing:
 
         With `response_ids` every one of them is a target. With `turns` the targets are each
         assistant turn's tokens up to and including EOS; assistant turns of the prompt are context.
-        `image_inputs` are already processed
-        images, for callers that draw them; `images` is then not looked up.
+        `image_inputs` are already processed images, for callers that draw them; `images` is then
+        not looked up.
 
         Raises:
             ValueError: tokens and images do not match; names the row.
         """
-        if response_ids is None:
-            segments = self._segments(id, [*prompt, *turns], context=len(prompt))
-        else:
-            segments = [(self.chat_text(prompt, add_generation_prompt=True), False)]
-        text, model_inputs, features = self._expand(
+        if response_ids is not None:
+            head = self._prompt(id, prompt, images, image_inputs)
+            sampled = np.asarray(response_ids, dtype=np.int64)
+            self._refuse_banned(id, sampled)
+            return Encoded(
+                np.concatenate([head, sampled]),
+                np.repeat([False, True], [len(head), len(sampled)]),
+                self._model_inputs(images, image_inputs),
+            )
+        segments = self._segments(id, [*prompt, *turns], context=len(prompt))
+        text, input_ids, starts_T, ends_T = self._expanded(
             id, "".join(part for part, _ in segments), images, image_inputs
         )
-        # In one piece: a tokenizer may treat the start of a text otherwise than its middle.
-        input_ids, starts_T, ends_T = self._tokenize(text)
-        found = int((input_ids == self.image_token_id).sum())
-        if found != features:
-            raise ValueError(
-                f"row {id}: {found} image tokens where its images have {features} features; the "
-                "text may hold a placeholder of its own"
-            )
         target_mask = np.zeros(len(input_ids), dtype=bool)
         # Targets are counted from the end, since image placeholders were expanded before them.
         end = len(text)
@@ -158,17 +158,44 @@ class Processing:
             if is_target:
                 target_mask |= (starts_T < end) & (ends_T > start) & (ends_T > starts_T)
             end = start
-        if response_ids is not None:
-            sampled = np.asarray(response_ids, dtype=np.int64)
-            input_ids = np.concatenate([input_ids, sampled])
-            target_mask = np.concatenate([target_mask, np.ones(len(sampled), dtype=bool)])
         self._refuse_banned(id, input_ids[target_mask])
-        return Encoded(input_ids, target_mask, model_inputs)
+        return Encoded(input_ids, target_mask, self._model_inputs(images, image_inputs))
+
+    def expanded_prompt_ids(
+        self, id: str, prompt: Sequence[Turn], images: Sequence[str]
+    ) -> list[int]:
+        """Token ids of a prompt that asks for a response, its images expanded: what a model reads.
+
+        Where all images are alike none is looked up, and any names will do for them.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        ids: list[int] = self._prompt(id, prompt, images, None).tolist()
+        return ids
+
+    def _prompt(
+        self,
+        id: str,
+        prompt: Sequence[Turn],
+        images: Sequence[str],
+        image_inputs: Mapping[str, Tensor] | None,
+    ) -> np.ndarray:
+        """The same as an array that is shared: not to be changed."""
+        if image_inputs is not None:  # images without a name
+            text = self.chat_text(prompt, add_generation_prompt=True)
+            return self._expanded(id, text, images, image_inputs)[1]
+        key = (tuple(prompt), tuple(images))
+        if (known := self._prompts.get(key)) is not None:
+            return known
+        text = self.chat_text(prompt, add_generation_prompt=True)
+        ids = self._expanded(id, text, images, None)[1]
+        self._prompts.put(key, ids)
+        return ids
 
     def _refuse_banned(self, id: str, targets: np.ndarray) -> None:
-        hit = self._banned[np.isin(self._banned, targets)]
-        if len(hit):
-            names = self.tokenizer.convert_ids_to_tokens(hit[:3].tolist())
+        if hit := sorted(self._banned.intersection(targets.tolist())):
+            names = self.tokenizer.convert_ids_to_tokens(hit[:3])
             raise ValueError(
                 f"row {id}: {', '.join(map(str, names))} among the target tokens, which no "
                 "policy can emit; a placeholder or special token may stand in the text"
@@ -221,31 +248,43 @@ class Processing:
             return target, text[len(target) :]
         return target + eos, ""
 
-    def _expand(
+    def _expanded(
         self,
         id: str,
         text: str,
         images: Sequence[str],
-        inputs: dict[str, Tensor] | None,
-    ) -> tuple[str, dict[str, Tensor], int]:
-        """The text with every placeholder repeated as often as its image has features; what the
-        model is given; the number of features.
+        inputs: Mapping[str, Tensor] | None,
+    ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """The text with every placeholder repeated as often as its image has features, and what
+        `_tokenize` makes of it.
         """
         placeholders = text.count(self.processor.image_token)
         number = len(images) if inputs is None else len(inputs["pixel_values"])
         if placeholders != number:
             raise ValueError(f"row {id}: {placeholders} image placeholders, {number} images")
-        if not placeholders:
-            return text, {}, 0
         if inputs is None:
-            made = [self._images.of(image) for image in images]
-            texts, inputs = [self._images.text(item) for item in made], self._images.for_model(made)
+            marks = [self._images.text_of(image) for image in images]
         else:
-            texts = [self._images.text(inputs, index) for index in range(number)]
-        parts = text.split(self.processor.image_token)
-        pairs = zip(texts, parts[1:], strict=True)
-        features = sum(text.count(self._feature_token) for text in texts)
-        return parts[0] + "".join(image + part for image, part in pairs), inputs, features
+            marks = [self._images.text(inputs, index) for index in range(number)]
+        first, *others = text.split(self.processor.image_token)
+        text = first + "".join(mark + part for mark, part in zip(marks, others, strict=True))
+        # In one piece: a tokenizer may treat the start of a text otherwise than its middle.
+        input_ids, starts_T, ends_T = self._tokenize(text)
+        features = sum(mark.count(self._feature_token) for mark in marks)
+        found = int((input_ids == self.image_token_id).sum())
+        if found != features:
+            raise ValueError(
+                f"row {id}: {found} image tokens where its images have {features} features; the "
+                "text may hold a placeholder of its own"
+            )
+        return text, input_ids, starts_T, ends_T
+
+    def _model_inputs(
+        self, images: Sequence[str], inputs: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        if inputs is not None:
+            return inputs
+        return self._images.for_model([self._images.of(image) for image in images])
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a sequence's text, as the engine makes them (BOS unless the template wrote it),
@@ -278,7 +317,7 @@ class Processing:
 
     def images_are_alike(self) -> bool:
         """Whether every image becomes equally many tokens, whatever its size."""
-        return self._images.all_alike()
+        return self._images.alike_text is not None
 
     def token_inputs(self, input_ids_BT: Tensor) -> dict[str, Tensor]:
         """What the model is given per token beside the ids, under its own name: which tokens are an

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from trainers.data.errors import UserError
 from trainers.data.processing import Processing
 from trainers.data.sample_index import SampleIndex
@@ -18,29 +16,18 @@ def prompt_lengths(index: SampleIndex, processing: Processing) -> Iterator[tuple
     Raises:
         UserError: the chat template does not place the images.
     """
-    # Where every image becomes equally many tokens (one crop), one is processed for all.
     alike = processing.images_are_alike()
-    pixels: dict[int, dict[str, Tensor]] = {0: {}}
     for name, content in index.contents():
-        number = len(content.images)
-        known = pixels.get(number)
-        images: tuple[str, ...] = ()
-        if known is None:
+        # Where every image becomes equally many tokens (one crop), none needs to be decoded.
+        images: tuple[str, ...] = ("any",) * len(content.images)
+        if images and not alike:
             try:
                 images = index.file.sample(name, content).images
             except UserError:
                 yield name, 0  # dropped with its reason when it is taken
                 continue
         try:
-            encoded = processing.encode(
-                name,
-                content.prompt,
-                images,
-                response_ids=(),
-                image_inputs=known or None,
-            )
+            ids = processing.expanded_prompt_ids(name, content.prompt, images)
         except ValueError as error:
             raise UserError(f"{index.file.path}: {error}; check the chat template") from None
-        if alike:
-            pixels.setdefault(number, encoded.model_inputs)
-        yield name, len(encoded.input_ids)
+        yield name, len(ids)
