@@ -328,8 +328,7 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     """A new record file in place of an old one."""
     path.unlink(missing_ok=True)
     with RecordWriter(path) as writer:
-        for record in records:
-            writer.append(record)
+        writer.extend(records)
 
 
 def count(counts: dict[str, int], reason: str) -> None:

@@ -19,7 +19,7 @@ from cluster.session import Session
 from trainers.batch import Row
 from trainers.data.records import Rollout, Sample
 
-PROBE_TOKENS = 16
+PROBE_TOKENS = 8
 """Of a parity probe's answer: what is stale or shifted shows in every token, and each more is one
 more step of the engine."""
 

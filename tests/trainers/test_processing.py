@@ -125,6 +125,23 @@ def test_rows_of_the_embedding_without_a_token_are_banned(processing, monkeypatc
     assert set(range(size, size + 3)) <= set(processing.banned_ids())
 
 
+def test_a_prompt_that_is_known_is_the_same_prompt(processing, samples):
+    sample, response = samples[0], (9, 40, processing.eos_id)
+    ids = processing.expanded_prompt_ids("row", sample.prompt, sample.images)
+    for _ in range(2):
+        encoded = processing.encode("row", sample.prompt, sample.images, response_ids=response)
+        assert encoded.input_ids.tolist() == [*ids, *response]
+        encoded.input_ids[:] = 0  # a row's own: what is known does not change with it
+    assert processing.expanded_prompt_ids("row", sample.prompt, sample.images) == ids
+
+
+def test_the_image_of_a_known_prompt_is_looked_up_all_the_same(processing, samples):
+    sample, lost = samples[0], ("0" * 64,)
+    processing.expanded_prompt_ids("row", sample.prompt, lost)  # alike: any name will do
+    with pytest.raises(UserError, match="keep images beside records"):
+        processing.encode("row", sample.prompt, lost, response_ids=(9,))
+
+
 def test_image_cache_is_bounded(tiny_model, store, samples):
     one = 3 * 96 * 96 * 4  # below one image's bytes: the newest alone is kept
     processing = Processing(tiny_model, store, cache_bytes=one // 4)

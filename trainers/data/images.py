@@ -19,6 +19,7 @@ from trainers.data.image_codec import SUFFIXES, check_size, decode, encode_png, 
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from PIL import Image
 
@@ -98,24 +99,35 @@ class ImageStore:
 
     def read_bytes(self, image_hash: str) -> bytes:
         """The stored file, after a check that its content still has this hash."""
-        path = self.path(image_hash)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        for suffix in self._suffixes(image_hash):
+            path = self.root / f"{image_hash}{suffix}"
+            try:
+                data = path.read_bytes()
+                break
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        else:
+            raise self._missing(image_hash)
         if hashlib.sha256(data).hexdigest() != image_hash:
             raise UserError(f"{path}: damaged in the image store; restore it from a copy")
         return data
 
     def path(self, image_hash: str) -> Path:
         """Where the store keeps the file of this hash; its suffix says the format."""
+        for suffix in self._suffixes(image_hash):
+            path = self.root / f"{image_hash}{suffix}"
+            if path.exists():
+                return path
+        raise self._missing(image_hash)
+
+    def _suffixes(self, image_hash: str) -> Iterable[str]:
         # A hash may come from a file of the user; it must not become a path out of the store.
-        if len(image_hash) == 64 and image_hash.isalnum():
-            for suffix in SUFFIXES.values():
-                path = self.root / f"{image_hash}{suffix}"
-                if path.exists():
-                    return path
-        raise UserError(f"image {image_hash!r} is not in {self.root}: keep images beside records")
+        return SUFFIXES.values() if len(image_hash) == 64 and image_hash.isalnum() else ()
+
+    def _missing(self, image_hash: str) -> UserError:
+        return UserError(f"image {image_hash!r} is not in {self.root}: keep images beside records")
 
     def _store(self, data: bytes, suffix: str) -> str:
         image_hash = hashlib.sha256(data).hexdigest()

@@ -5,8 +5,9 @@ r"""An append-only file of records that survives a kill at any byte.
     frame  = payload length (uint32), crc32 of the payload (uint32), payload
     payload = msgpack map {"type": class name, field: value, ...}
 
-Integers are little-endian. A frame goes to the operating system in one write, so a killed process
-leaves whole frames and at most one cut one, which `read_records` drops and reports.
+Integers are little-endian. Frames go to the operating system in order, one or several in a write,
+so a killed process leaves whole frames and at most one cut one, which `read_records` drops and
+reports.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trainers.data.records import SCHEMA_VERSION, Record
 from trainers.data.wire import from_wire, to_wire
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 __all__ = ["ReadResult", "RecordWriter", "from_wire", "read_records", "to_wire"]
@@ -82,6 +84,13 @@ class RecordWriter:
 
     def append(self, record: Record) -> None:
         """Writes one frame and hands it to the operating system before it returns."""
+        self._write(self._frame(record))
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """The same for several: all of them, or if one cannot be stored none."""
+        self._write(b"".join([self._frame(record) for record in records]))
+
+    def _frame(self, record: Record) -> bytes:
         where = f"{self.path}: a {type(record).__name__} that cannot be stored"
         wire = to_wire(record)
         from_wire(wire, where)
@@ -89,7 +98,7 @@ class RecordWriter:
             payload: bytes = msgpack.packb(wire, unicode_errors="surrogatepass")
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: {error}; records hold plain Python values") from error
-        self._write(FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
+        return FRAME.pack(len(payload), zlib.crc32(payload)) + payload
 
     def _write(self, data: bytes) -> None:
         done = 0

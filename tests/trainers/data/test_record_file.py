@@ -340,6 +340,22 @@ def test_what_the_reader_refuses_is_not_written(path: Path, record: Record) -> N
     assert read_records(path).records == (SMALL[0], SMALL[2])
 
 
+def test_several_at_once_are_the_bytes_of_one_after_the_other(path: Path) -> None:
+    one_by_one = write(path)
+    path.unlink()
+    with RecordWriter(path) as writer:
+        writer.extend(SMALL)
+    assert path.read_bytes() == one_by_one
+
+
+def test_of_several_none_is_written_if_one_cannot_be(path: Path) -> None:
+    with RecordWriter(path) as writer:
+        with pytest.raises(UserError, match="cannot be stored"):
+            writer.extend([SMALL[0], replace(ROLLOUT, seed=2**70)])
+        writer.append(SMALL[2])
+    assert read_records(path).records == (SMALL[2],)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be written"):
