@@ -126,14 +126,13 @@ class Batch:
 
 def encode_row(row: Row, processing: Processing) -> Encoded:
     """The row's tokens, target mask and image inputs; errors as `Processing.encode`."""
-    noised = None if row.noise is None else processing.image_inputs(row.images, row.noise)
     return processing.encode(
         row.id,
         row.prompt,
         row.images,
         response_ids=row.response_ids,
         turns=row.turns,
-        image_inputs=noised,
+        noise=row.noise,
     )
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.micro_batches import Forwards, in_order, micro_batches, pack
-from trainers.batch import Row
+from trainers.batch import Row, encode_row
+from trainers.data.processing import Processing
 
 
 def row(length: int, *images: str) -> Row:
@@ -103,3 +104,16 @@ def test_every_row_once_within_the_budget_and_as_many_forwards_on_all_ranks(
                 assert tokens or len(lengths) <= max(rows, largest)
     assert sorted(found) == sorted(n for group in sizes for n in group)
     assert len(numbers) == 1
+
+
+def test_a_rank_makes_the_pixels_of_its_own_rows(tiny_model, store, samples):
+    groups = [(Row.of_response(s, (9, 10), s.id),) for s in samples[:8]]
+    for rank in range(2):
+        processing = Processing(tiny_model, store)
+        encoded = {id(r): encode_row(r, processing) for (r,) in groups}
+        made = micro_batches(
+            groups, encoded, processing, rank=rank, world_size=2, forwards=Forwards(rows=2)
+        )
+        next(made)
+        assert len(processing._images._cache) == 2  # and each when it is its turn
+        assert len(list(made)) == 1 and len(processing._images._cache) == 4

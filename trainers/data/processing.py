@@ -6,7 +6,7 @@ judge see the same tokens. Sampled responses are never re-tokenised; prompts are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,14 @@ class Encoded:
     """int64, shape (T,)."""
     target_mask: np.ndarray
     """bool, shape (T,)."""
-    model_inputs: dict[str, Tensor]
+    make_inputs: Callable[[], dict[str, Tensor]]
+
+    @property
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What the model is given for the images, made when it is asked for: of a step's rows a
+        rank needs only its own, and pixels of a whole round would not fit the cache's budget.
+        """
+        return self.make_inputs()
 
 
 class Processing:
@@ -125,6 +132,7 @@ class Processing:
         *,
         response_ids: Sequence[int] | None = None,
         turns: Sequence[Turn] = (),
+        noise: ImageNoise | None = None,
         image_inputs: dict[str, Tensor] | None = None,
     ) -> Encoded:
         """Encode a prompt followed by sampled tokens or by further turns.
@@ -136,7 +144,12 @@ class Processing:
 
         Raises:
             ValueError: tokens and images do not match; names the row.
+            UserError: an image cannot be read; at once, or when `model_inputs` are asked for.
         """
+
+        def make_inputs() -> dict[str, Tensor]:
+            return self.image_inputs(images, noise) if image_inputs is None else image_inputs
+
         if response_ids is not None:
             head = self._prompt(id, prompt, images, image_inputs)
             sampled = np.asarray(response_ids, dtype=np.int64)
@@ -144,7 +157,7 @@ class Processing:
             return Encoded(
                 np.concatenate([head, sampled]),
                 np.repeat([False, True], [len(head), len(sampled)]),
-                self._model_inputs(images, image_inputs),
+                make_inputs,
             )
         segments = self._segments(id, [*prompt, *turns], context=len(prompt))
         text, input_ids, starts_T, ends_T = self._expanded(
@@ -159,7 +172,7 @@ class Processing:
                 target_mask |= (starts_T < end) & (ends_T > start) & (ends_T > starts_T)
             end = start
         self._refuse_banned(id, input_ids[target_mask])
-        return Encoded(input_ids, target_mask, self._model_inputs(images, image_inputs))
+        return Encoded(input_ids, target_mask, make_inputs)
 
     def expanded_prompt_ids(
         self, id: str, prompt: Sequence[Turn], images: Sequence[str]
@@ -278,13 +291,6 @@ class Processing:
                 "text may hold a placeholder of its own"
             )
         return text, input_ids, starts_T, ends_T
-
-    def _model_inputs(
-        self, images: Sequence[str], inputs: dict[str, Tensor] | None
-    ) -> dict[str, Tensor]:
-        if inputs is not None:
-            return inputs
-        return self._images.for_model([self._images.of(image) for image in images])
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a sequence's text, as the engine makes them (BOS unless the template wrote it),
