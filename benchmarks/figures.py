@@ -11,8 +11,46 @@ RAW = ("generate", "judge", "logprobs", "train", "sync")
 """Phases with a raw counterpart; all other phases are tax."""
 
 
+ROUNDING = 1e-6
+"""Seconds that sums of floats may be out by."""
+
+
+def phase_seconds(
+    spans: Sequence[tuple[str, float, float]], aside: Mapping[str, float]
+) -> dict[str, float]:
+    """Seconds by phase, less what was done within it that is not the round's.
+
+    Args:
+        spans: name, start and end of each; a phase may come again.
+        aside: phase -> seconds to leave out; one that did not come had nothing in it.
+    """
+    seconds: dict[str, float] = {}
+    for name, start, end in spans:
+        seconds[name] = seconds.get(name, 0.0) + end - start
+    return {name: spent - aside.get(name, 0.0) for name, spent in seconds.items()}
+
+
+def refuse_negative(one: Mapping[str, Any]) -> None:
+    """Time that is left out of a round and not of its phase, or the other way round, shows as less
+    than nothing.
+
+    Raises:
+        ValueError: a phase, or what is between phases, is negative.
+    """
+    between = one["seconds"] - sum(one["phases"].values())
+    for name, spent in {**one["phases"], "between phases": between}.items():
+        if spent < -ROUNDING:
+            raise ValueError(f"{name} took {spent:.3f} s: the raw calls' time is counted wrongly")
+
+
 def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds."""
+    """Medians over the rounds.
+
+    Raises:
+        ValueError: a phase of a round took less than nothing.
+    """
+    for one in rounds:
+        refuse_negative(one)
     taxes, cpu_taxes, throughputs, syncs = [], [], [], []
     for one in rounds:
         raw = one["raw"]

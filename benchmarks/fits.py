@@ -1,24 +1,21 @@
 """Which model fits which method on one card: predicted, for 24, 48 and 80 GB.
 
-    python -m benchmarks.fits --output benchmarks/fits.json      # about ten minutes on one core
+    python -m benchmarks.fits      # a minute or two on one core
 
 What `quartet plan` says of one GPU: bfloat16, gradient checkpointing, micro-batches of 2 rows, prompts
 of one image and 128 tokens, responses of 512, engines asleep while others work. What a card needs does
-not depend on the card, so each cell is planned once. Models that the file has already are kept.
+not depend on the card, so each cell is planned once.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from benchmarks.result import origin, parser, write
 from cluster.planner.architectures import load_architecture, preset_names
 from cluster.planner.gpus import Gpu, find_gpu
 from cluster.planner.settings import Settings
-from trainers.comparison import write_atomic
 from trainers.config import METHODS as CONFIGS
 
 MODELS = ("smolvlm2-500m", "smolvlm2-2.2b", "qwen2.5-vl-3b", "llava-1.5-7b", "qwen2.5-vl-7b")
@@ -77,24 +74,19 @@ def fitting(cells: list[dict[str, Any]], memory: int, host: int) -> dict[str, An
 
 
 def main() -> None:
-    """Plan what is missing, model by model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=preset_names(), default=list(MODELS))
-    arguments = parser.parse_args()
+    """Plan everything anew, model by model."""
+    asked = parser(__doc__, "fits.json")
+    asked.add_argument("--models", nargs="+", choices=preset_names(), default=list(MODELS))
+    options = asked.parse_args()
     result: dict[str, Any] = {
-        "label": "predicted",
+        **origin("benchmarks.fits", kind="predicted"),
         "host_bytes": HOST_BYTES,
         "cards": {card: find_gpu(card).memory_bytes for card in CARDS},
         "cells": [],
     }
-    if arguments.output.is_file():
-        result["cells"] = json.loads(arguments.output.read_text(encoding="utf-8"))["cells"]
-    done = {cell["model"] for cell in result["cells"]}
-    for name in arguments.models:
-        if name not in done:
-            result["cells"] += plan_model(name)
-            write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+    for name in options.models:
+        result["cells"] += plan_model(name)
+    write(options.output, result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes benchmarks/growth_cpu.json: how the cost of a round's parts grows.
 
     python -m benchmarks.growth                   # every curve, a random model of one million parameters
-    python -m benchmarks.growth --curves images --repeats 1 --target /tmp/growth.json
+    python -m benchmarks.growth --curves images --repeats 1 --output /tmp/growth.json
 
 Four curves, each in one run: rollouts per prompt, response length, images per prompt, ranks of a
 trained copy. Parts: `generate` (vLLM, answers of a fixed length), `logprobs` (a trainer's forwards)
@@ -13,7 +13,6 @@ threads, of all ranks) stand beside seconds, since they do not count what else t
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
@@ -30,7 +29,7 @@ from actors.engine import EngineSpec
 from actors.train_spec import TrainSpec
 from benchmarks import bare
 from benchmarks.figures import growth
-from benchmarks.real_run import origin
+from benchmarks.result import origin, parser, write
 from cluster.console import Console
 from cluster.session import Session
 from trainers.batch import Row
@@ -41,7 +40,6 @@ from trainers.data.records import Sample, Turn
 from trainers.data.scenes import scene_samples
 from trainers.registry import make_method
 
-TARGET = Path(__file__).with_name("growth_cpu.json")
 POSITIONS = 2048
 CURVES: dict[str, Sequence[int]] = {
     "rollouts_per_prompt": (1, 2, 4, 8, 16),
@@ -200,12 +198,18 @@ def measure(bench: Bench, curve: str, sizes: Sequence[int], repeats: int) -> dic
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--target", type=Path, default=TARGET)
-    options = parser.parse_args()
-    curves = {}
+    asked = parser(__doc__, "growth_cpu.json")
+    asked.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
+    asked.add_argument("--repeats", type=int, default=3)
+    options = asked.parse_args()
+    curves: dict[str, Any] = {}
+    result = {
+        **origin("benchmarks.growth", 1),
+        "model": "random LLaVA, 1.03 M parameters, float32",
+        "point": {"prompts": PROMPTS, "response_length": LENGTH, "rollouts_per_prompt": ROLLOUTS},
+        "repeats": options.repeats,
+        "curves": curves,
+    }
     with tempfile.TemporaryDirectory(prefix="quartet-growth-") as name:
         folder = Path(name)
         store = ImageStore(folder / "images")
@@ -228,14 +232,7 @@ def main() -> None:
                 curves[curve] = measure(bench, curve, CURVES[curve], options.repeats)
                 bench.end_ranks()
                 print(curve, json.dumps(curves[curve]["parts"]), flush=True)
-    text = {
-        **origin("benchmarks.growth", 1),
-        "model": "random LLaVA, 1.03 M parameters, float32",
-        "point": {"prompts": PROMPTS, "response_length": LENGTH, "rollouts_per_prompt": ROLLOUTS},
-        "repeats": options.repeats,
-        "curves": curves,
-    }
-    options.target.write_text(json.dumps(text, indent=1) + "\n")
+                write(options.output, result)  # stays, should the rest be stopped
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ SKIPPED = 2
 """As the other half: the second step is the one whose memory is counted."""
 
 
+def now() -> tuple[float, float]:
+    """Seconds and core-seconds, once what was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
 def groups_of(spec: dict[str, Any], task: str, processing: Processing) -> list[tuple[Row, ...]]:
     """The rows of the specification, as the method's groups."""
     groups = []
@@ -55,8 +62,8 @@ def run(spec: dict[str, Any], actor: TrainActor, task: str, variant: str) -> dic
         image_root=spec["images"],
         micro_batch_size=2 * len(spec["rows"]),
     )
-    config = {"learning_rate": 1e-4, "epochs": 1, "minibatch_size": len(spec["rows"])}
-    method = make_method((DPOConfig if task == "dpo" else SFTConfig)(**config))
+    config = DPOConfig if task == "dpo" else SFTConfig
+    method = make_method(config(learning_rate=1e-4, epochs=1, minibatch_size=len(spec["rows"])))
     actor.load(train)
     groups = groups_of(spec, task, actor.processing)
     rows = [row for group in groups for row in group]
@@ -77,13 +84,13 @@ def run(spec: dict[str, Any], actor: TrainActor, task: str, variant: str) -> dic
         # New ones have no images from the step before: a run rarely sees an image twice.
         actor.processing = Processing(spec["folder"], ImageStore(spec["images"]))
         reference.processing = Processing(spec["folder"], ImageStore(spec["images"]))
-        begun = time.perf_counter(), time.process_time()
-        if task == "dpo" and variant == "equal":
+        begun = now()
+        if task == "dpo":
             score()
         actor.train(groups, method, method.optimisation("policy"), seed=number)
-        times.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+        times.append(tuple(after - before for before, after in zip(begun, now(), strict=True)))
     peak = sum(actor.end_phase("train").copies["policy"].values())
-    if task == "dpo" and variant == "equal":
+    if reference._module is not None:
         peak += module_bytes(reference._module)
     reference.unload()
     actor.unload()

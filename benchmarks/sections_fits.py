@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.fits import METHODS, REGIMES, fitting
 from benchmarks.sections_gpu import table
 
-MEASURED = "Measured so far: nothing, no GPU was there; `benchmarks.gpu` is what measures it."
 
+def lines(result: Mapping[str, Any], cards: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Markdown: for each card the first regime that fits, and what every regime needs.
 
-def lines(result: Mapping[str, Any]) -> list[str]:
-    """Markdown: for each card the first regime that fits, and what every regime needs."""
-    cards, host = result["cards"], result["host_bytes"]
+    Args:
+        result: of `benchmarks.fits`.
+        cards: of `benchmarks.gpu`, one for each card that was there.
+    """
+    rooms, host = result["cards"], result["host_bytes"]
     models = list(dict.fromkeys(cell["model"] for cell in result["cells"]))
     chosen, needed = [], []
     for model in models:
         for method in METHODS:
             cells = [c for c in result["cells"] if (c["model"], c["method"]) == (model, method)]
-            found = [fitting(cells, memory, host) for memory in cards.values()]
+            found = [fitting(cells, memory, host) for memory in rooms.values()]
             chosen.append([model, method, *(_cell(each) for each in found)])
             by_regime = {cell["regime"]: cell for cell in cells}
             needed.append([model, method, *(_bytes(by_regime[regime]) for regime in REGIMES)])
-    rooms = ", ".join(f"{card} {size / 1e9:.1f}" for card, size in cards.items())
+    sizes = ", ".join(f"{card} {size / 1e9:.1f}" for card, size in rooms.items())
     return [
         "## Which model fits which method on one card",
         "",
         (
-            f"{result['label'].capitalize()}, by `python -m benchmarks.fits`: the first of "
+            f"{result['kind'].capitalize()}, by `{result['command']}`: the first of "
             f"{'; '.join(REGIMES)} that the card has room for (GB in brackets: of the card, and of the "
             f"host where copies wait there, at most {host / 1e9:.0f}). One GPU holds everything: trained "
             "and frozen copies, rollout engine and judge, engines asleep while others work. bfloat16, "
             "gradient checkpointing, micro-batches of 2 rows of one image, 128 tokens and 512 of response. "
-            f"What a process gets of a card, GB: {rooms}. {MEASURED}"
+            f"What a process gets of a card, GB: {sizes}. {measured(cards)}"
         ),
         "",
-        *table(["model", "method", *cards], chosen),
+        *table(["model", "method", *rooms], chosen),
         "What each regime needs, GB of the card (and of the host):",
         "",
         *table(["model", "method", *REGIMES], needed),
     ]
+
+
+def measured(cards: Sequence[Mapping[str, Any]]) -> str:
+    """What of this was measured so far: steps of real models whose plan was held against a card."""
+    said = []
+    for card in cards:
+        steps = [c for c in card["cells"] if c["part"] == "step" and c.get("fits")]
+        if steps and not card["tiny"]:
+            errors = [step["planned"] / step["measured"] - 1 for step in steps]
+            said.append(
+                f"{len(steps)} training step(s) on {card['device']['name']}, plans {min(errors):+.1%} to "
+                f"{max(errors):+.1%} of what was measured"
+            )
+    if not said:
+        return "Measured so far: nothing; `python -m benchmarks.gpu` measures it."
+    return f"Measured so far by `python -m benchmarks.gpu`: {'; '.join(said)}."
 
 
 def _cell(cell: Mapping[str, Any] | None) -> str:

@@ -1,26 +1,18 @@
-"""Sections of docs/performance.md on a round: tax, overlap, growth. JSON in, lines of Markdown out."""
+"""Sections of docs/performance.md on a round: tax, profile, overlap, growth. JSON in, lines of Markdown out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.figures import RAW
+from benchmarks.result import source
+from benchmarks.sections_gpu import table
 
 LINEAR = 1.1
 """A slope above this is more than linear."""
-
-
-def source(data: Mapping[str, Any]) -> str:
-    """Where figures come from: command, device, versions."""
-    versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
-    return f"{data['kind'].capitalize()}: `{data['command']}`; {data['device']}; {versions}."
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+SMALL = 0.01
+"""Of a round: places of a profile below it share a line."""
 
 
 def tax(data: Mapping[str, Any]) -> list[str]:
@@ -44,7 +36,7 @@ def tax(data: Mapping[str, Any]) -> list[str]:
     phases = list(dict.fromkeys(n for found in methods.values() for n in found["phase_seconds"]))
     profile = []
     for phase in [*phases, "between phases"]:
-        cells: list[object] = [phase]
+        cells = [phase]
         for found in methods.values():
             spent = found["phase_seconds"].get(phase, 0.0)
             if phase == "between phases":
@@ -75,15 +67,48 @@ def tax(data: Mapping[str, Any]) -> list[str]:
             ],
             rows,
         ),
-        "",
         "### Where a round's time goes",
         "",
         "Seconds by phase; in brackets the raw engine calls of that phase.",
         "",
         *table(["phase", *methods], profile),
-        "",
         source(data),
     ]
+
+
+def profile(data: Mapping[str, Any]) -> list[str]:
+    """Where a round's time goes, by what each process was seen doing."""
+    lines = [
+        "## A profile of one round",
+        "",
+        (
+            f"{data['rollouts_per_round']} rollouts a round, means of {data['measured_rounds']} rounds. Every process was looked "
+            "at every few milliseconds: our innermost function, and the library that it had called. Processes work side by "
+            "side, so shares (of the phases' seconds together) are no parts of a whole. The driver's waiting is left out."
+        ),
+        "",
+    ]
+    for name, found in data["methods"].items():
+        whole = sum(found["phases"].values())
+        working = [place for place in found["places"] if not _waits(place)]
+        small = [place["seconds"] for place in working if place["seconds"] < SMALL * whole]
+        rows = [
+            [place["phase"], place["process"], f"`{place['function']}`", place["library"]]
+            for place in working[: len(working) - len(small)]  # the most seconds come first
+        ]
+        rows.append([f"{len(small)} places under {SMALL:.0%}", "", "", ""])
+        spent = [*(place["seconds"] for place in working[: len(rows) - 1]), sum(small)]
+        for row, seconds in zip(rows, spent, strict=True):
+            row += [f"{seconds:.3f}", f"{seconds / whole:.1%}"]
+        head = ["phase", "process", "function of ours", "library", "seconds a round", "share"]
+        lines += [f"### {name}: {whole:.2f} s a round", "", *table(head, rows)]
+    return [*lines, source(data)]
+
+
+def _waits(place: Mapping[str, Any]) -> bool:
+    """The driver for an answer: what is done meanwhile is seen in the process that does it."""
+    asks = (place["process"], place["library"]) == ("driver", "ray")
+    return asks and str(place["function"]).startswith("cluster.wait.")
 
 
 def overlap(data: Mapping[str, Any]) -> list[str]:
@@ -108,7 +133,6 @@ def overlap(data: Mapping[str, Any]) -> list[str]:
                 ["`overlap.off_policy_steps: 1`", f"{early['ratio']:.2f}", "a round of PPO"],
             ],
         ),
-        "",
         (
             f"Of {alike['answers']} answers judged in one call and in slices, {alike['equal_critiques']} got "
             f"the same critique; scores differ by at most {alike['largest_score_gap']:.1e}."
@@ -127,6 +151,7 @@ def growth(data: Mapping[str, Any]) -> list[str]:
             "Seconds at each point, and the slope of log seconds over log size between the last two points "
             "(1: linear; CPU seconds in brackets)."
         ),
+        "",
     ]
     for name, curve in data["curves"].items():
         rows = []
@@ -136,5 +161,5 @@ def growth(data: Mapping[str, Any]) -> list[str]:
             more = found["growth"] > LINEAR and found["cpu_growth"] > LINEAR
             rows.append([part, *cells, f"**{slope}**" if more else slope])
         head = [name.replace("_", " "), *(str(size) for size in curve["sizes"]), "slope"]
-        lines += ["", *table(head, rows)]
-    return [*lines, "", source(data)]
+        lines += table(head, rows)
+    return [*lines, source(data)]

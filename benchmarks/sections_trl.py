@@ -11,7 +11,6 @@ TARGET = (1.5, 0.8)
 """At least so many times TRL's tokens a second, at most this share of its peak."""
 NAMES = {
     "equal": "as it comes",
-    "precomputed": "reference scored before",
     "full_logits": "TRL's chunked head off",
 }
 EXPLANATION = """What the difference is made of, by the source of both (parts were not measured one by one):
@@ -32,10 +31,10 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Markdown: tokens a second and peaks side by side, and where the target is met."""
     rows = []
     for model in result["models"]:
-        ours = {(c["task"], c["variant"]): c for c in model["cells"]["ours"]}
+        ours = {c["task"]: c for c in model["cells"]["ours"] if c["variant"] == "equal"}
         for theirs in model["cells"]["trl"]:
             task, variant = theirs["task"], theirs["variant"]
-            own = ours.get((task, variant)) or ours[task, "equal"]
+            own = ours[task]
             speed = own["tokens_per_second"] / theirs["tokens_per_second"]
             share = own["peak"] / theirs["peak"]
             met = [
@@ -75,7 +74,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         "## Beside TRL",
         "",
         (
-            f"{result['label'].capitalize()} by `python -m benchmarks.trl_side_by_side` on {result['device']}: the same model "
+            f"{result['kind'].capitalize()} by `{result['command']}` on {result['device']}: the same model "
             "folder, images, texts, batch, float32, AdamW, one thread, no gradient checkpointing; whole steps, data included, "
             f"processes in turn, medians. Steps of {result['load']['pairs']} pairs (SFT: rows) with answers of "
             f"{result['load']['sequence']} words. Peaks are of tensor storages, counted by one tracker on both sides. {sides}."

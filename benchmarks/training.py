@@ -1,6 +1,6 @@
 """What budgets of tokens, packing and shared images save of an optimiser step, against the same step without.
 
-    python -m benchmarks.training --output benchmarks/training_cpu.json     # minutes on one free core
+    python -m benchmarks.training --rows 8     # minutes on one free core
 
 All sides live in one process and take their steps in turn, on the same rows, so that a ratio is of one run; the figure is
 the median of the turns' ratios. Without a GPU, seconds are the process's own CPU seconds: what else the machine
@@ -9,16 +9,12 @@ does, does not count. Answers have 8 to 256 random tokens, so that padding costs
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import random
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +24,7 @@ import torch
 
 from actors.train import TrainActor
 from actors.train_spec import TrainSpec
+from benchmarks.result import origin, parser, write
 from tests.families.builders import qwen2_5_vl
 from trainers.batch import Group, Row, encode_row
 from trainers.config import DPOConfig, SFTConfig
@@ -163,25 +160,18 @@ def compare(
 
 def main() -> None:
     """Measure every switch on both models and both workloads."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--turns", type=int, default=3, help="timed steps of each side")
-    parser.add_argument(
+    asked = parser(__doc__, "training_cpu.json")
+    asked.add_argument("--turns", type=int, default=3, help="timed steps of each side")
+    asked.add_argument(
         "--rows", type=int, default=32, help="of a step, a multiple of 8; half of them a forward"
     )
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    asked.add_argument("--threads", type=int, default=1)
+    options = asked.parse_args()
     connected = TrainActor(num_threads=options.threads)
     connected.connect(*connected.address())
     result: dict[str, Any] = {
-        "kind": "measured",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "machine": platform.machine(),
-        "threads": options.threads,
+        **origin("benchmarks.training", options.threads),
         "seconds": "wall clock" if torch.cuda.is_available() else "CPU seconds of the process",
-        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed")},
         "rows": options.rows,
         "rows_per_forward": options.rows // 2,
         "answer_tokens": [SHORTEST, LONGEST],
@@ -200,7 +190,7 @@ def main() -> None:
                     said = f"x {cell['ratio']:.2f}, loss gap {cell['loss_gap']:.1e}"
                     print(f"{model}, {load}, {cell['switch']}: {said}", flush=True)
                 # What was measured stays, should the rest be stopped.
-                options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                write(options.output, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The same DPO and SFT steps by us and by TRL, each in its own environment, turn by turn.
 
-    python -m benchmarks.trl_side_by_side --output benchmarks/trl_cpu.json
+    python -m benchmarks.trl_side_by_side
 
 Same model folder, images, texts, batch, float32, AdamW, clipping, one thread; dropout and gradient
 checkpointing off. A step is timed whole: images and texts are processed anew, DPO's reference
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -28,16 +27,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.result import origin, parser, write
 from benchmarks.shapes import WIDE_HEAD, miniature
 from cluster.bench_models import find_model
-from trainers.comparison import write_atomic
 from trainers.data.drawn_model import WORDS
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 from trainers.data.scenes import scene_samples
 
 TRL = "trl==1.16.*"
-OURS = [["dpo", "equal"], ["dpo", "precomputed"], ["sft", "equal"]]
+OURS = [["dpo", "equal"], ["sft", "equal"]]
 THEIRS = [
     ["dpo", "equal"],
     ["dpo", "full_logits"],
@@ -45,7 +44,7 @@ THEIRS = [
     ["sft", "full_logits"],
 ]
 """`equal`: TRL's own chunked head, as it comes; `full_logits`: that head replaced by what it stands
-in for, all logits at once; `precomputed`: the reference scored before (TRL refuses that for images)."""
+in for, all logits at once. Of ours there is one variant."""
 
 
 def environment(folder: Path) -> Path:
@@ -142,25 +141,25 @@ def compare(name: str, python: Path, arguments: argparse.Namespace) -> dict[str,
 
 def main() -> None:
     """Compare and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--venv", type=Path, default=Path("~/.cache/quartet/trl").expanduser())
-    parser.add_argument("--models", nargs="+", default=["drawn", "wide-head"])
-    parser.add_argument("--pairs", type=int, default=8, help="DPO pairs, and SFT rows, of a step")
-    parser.add_argument("--sequence", type=int, default=48, help="words of an answer")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    python = environment(arguments.venv)
+    asked = parser(__doc__, "trl_cpu.json")
+    asked.add_argument("--venv", type=Path, default=Path("~/.cache/quartet/trl").expanduser())
+    asked.add_argument("--models", nargs="+", default=["drawn", "wide-head"])
+    asked.add_argument("--pairs", type=int, default=8, help="DPO pairs, and SFT rows, of a step")
+    asked.add_argument("--sequence", type=int, default=48, help="words of an answer")
+    asked.add_argument("--steps", type=int, default=5, help="timed steps of a process")
+    asked.add_argument("--repeats", type=int, default=3)
+    arguments = asked.parse_args()
+    models: list[dict[str, Any]] = []
     result = {
-        "label": "measured",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "machine": platform.machine(),
+        **origin("benchmarks.trl_side_by_side", 1),
         "clock": "seconds" if torch.cuda.is_available() else "core-seconds",
         "load": {name: getattr(arguments, name) for name in ("pairs", "sequence", "steps")},
-        "models": [compare(name, python, arguments) for name in arguments.models],
+        "models": models,
     }
-    write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+    python = environment(arguments.venv)
+    for name in arguments.models:
+        models.append(compare(name, python, arguments))
+        write(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ class Meter(TrainerCallback):
             self._watch.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step's times."""
+        """One step's times, once its work is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         if self._watch is not None:
             self._watch.__exit__(None, None, None)
             self.peak, self._watch = self._watch.peak, None
@@ -138,7 +140,7 @@ def run(spec: dict[str, Any], task: str, variant: str, tracker: Any) -> dict[str
         "lr_scheduler_type": "constant",
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
-        "gradient_checkpointing": variant == "defaults",
+        "gradient_checkpointing": False,
         "logging_steps": 10**6,
         "save_strategy": "no",
         "report_to": "none",
@@ -151,10 +153,12 @@ def run(spec: dict[str, Any], task: str, variant: str, tracker: Any) -> dict[str
     meter = Meter(tracker, lambda: trainer)
     data = dataset(rows, task)
     if task == "dpo":
-        precompute = variant == "precomputed"
-        config: Any = DPOConfig(beta=0.1, precompute_ref_log_probs=precompute, **common)
         trainer: Any = DPOTrainer(
-            model, args=config, train_dataset=data, processing_class=processor, callbacks=[meter]
+            model,
+            args=DPOConfig(beta=0.1, **common),
+            train_dataset=data,
+            processing_class=processor,
+            callbacks=[meter],
         )
     else:
         trainer = SFTTrainer(

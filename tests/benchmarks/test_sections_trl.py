@@ -10,7 +10,8 @@ def test_beside_trl_says_where_the_target_is_met():
         return {"task": task, "variant": variant, "tokens_per_second": tokens, "peak": peak}
 
     result = {
-        "label": "measured",
+        "kind": "measured",
+        "command": "python -m benchmarks.trl_side_by_side",
         "device": "cpu",
         "clock": "core-seconds",
         "load": {"pairs": 8, "sequence": 48},

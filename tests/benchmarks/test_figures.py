@@ -1,13 +1,10 @@
-"""docs/performance.md: its sections from results by hand, and the slope of a curve."""
+"""From what was timed to figures, by hand-worked numbers."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from benchmarks.figures import growth, summary
-from benchmarks.performance_page import HERE, NOTES, TARGET, page
+from benchmarks.figures import growth, phase_seconds, summary
 
 
 @pytest.mark.parametrize(("power", "slope"), [(1, 1.0), (2, 2.0), (0, 0.0)])
@@ -34,23 +31,27 @@ def one_round(seconds: float) -> dict:
 
 
 def test_the_tax_is_the_round_over_its_raw_calls():
-    found = summary([one_round(10.0), one_round(8.0), one_round(12.0)])
-    assert found["tax"] == 10.0 / 8.0 and found["tax_range"] == [1.0, 1.5]
+    found = summary([one_round(10.0), one_round(9.5), one_round(12.0)])
+    assert found["tax"] == 10.0 / 8.0 and found["tax_range"] == [9.5 / 8.0, 1.5]
     assert found["cpu_tax"] == 18.0 / 16.0  # copying is no raw call of the round
     assert found["rollout_throughput_ratio"] == pytest.approx(4 / 5)
     assert found["sync"]["over_copy_between_processes"] == 2.0
     assert found["outside_phases_seconds"] == pytest.approx(10 - 9.1)
 
 
-def test_every_file_has_its_section_and_an_unknown_one_is_shown(tmp_path):
-    (tmp_path / "new.json").write_text(json.dumps({"a": {"ratio": 1.23456}, "b": [1, 2]}))
-    (tmp_path / "memory_cpu.json").write_text("{}")
-    text = page(tmp_path, "## Notes\n")
-    assert "| `a.ratio` | 1.235 |" in text and "| `b` | [1, 2] |" in text
-    assert "memory_cpu" not in text and text.endswith("## Notes\n")
+def test_what_was_done_aside_is_not_the_phases():
+    spans = [("train", 0.0, 4.0), ("sync", 4.0, 5.0), ("train", 6.0, 7.5)]
+    assert phase_seconds(spans, {"train": 3.0, "logprobs": 1.0}) == {"train": 2.5, "sync": 1.0}
 
 
-def test_the_page_is_what_the_results_say():
-    assert TARGET.read_text() == page(HERE, NOTES.read_text()), (
-        "run python -m benchmarks.performance_page"
-    )
+@pytest.mark.parametrize(
+    ("phases", "named"),
+    [
+        ({"generate": 5.0, "train": -0.5, "sync": 1.5}, "train took -0.500 s"),
+        ({"generate": 9.0, "sync": 4.0}, "between phases took -3.000 s"),
+    ],
+)
+def test_less_than_nothing_is_refused(phases, named):
+    wrong = {**one_round(10.0), "phases": phases}
+    with pytest.raises(ValueError, match=named):
+        summary([one_round(10.0), wrong])
