@@ -24,8 +24,10 @@ from trainers.config import DPOConfig, SFTConfig
 from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 from trainers.data.records import Sample, Turn
+from trainers.method import Method
 from trainers.registry import make_method
 
+RATE = 1e-4
 SKIPPED = 2
 """As the other half: the second step is the one whose memory is counted."""
 
@@ -53,17 +55,26 @@ def groups_of(spec: dict[str, Any], task: str, processing: Processing) -> list[t
     return groups
 
 
-def run(spec: dict[str, Any], actor: TrainActor, task: str, variant: str) -> dict[str, Any]:
-    """One method for a few steps, each with its data made anew, as TRL does."""
-    torch.manual_seed(0)
-    train = TrainSpec(
+def spec_of(spec: dict[str, Any]) -> TrainSpec:
+    """A policy whose forward has all rows of a step."""
+    return TrainSpec(
         role="policy",
         model_dir=spec["folder"],
         image_root=spec["images"],
         micro_batch_size=2 * len(spec["rows"]),
     )
+
+
+def method_of(spec: dict[str, Any], task: str) -> Method:
+    """One optimiser step over all rows."""
     config = DPOConfig if task == "dpo" else SFTConfig
-    method = make_method(config(learning_rate=1e-4, epochs=1, minibatch_size=len(spec["rows"])))
+    return make_method(config(learning_rate=RATE, epochs=1, minibatch_size=len(spec["rows"])))
+
+
+def run(spec: dict[str, Any], actor: TrainActor, task: str, variant: str) -> dict[str, Any]:
+    """One method for a few steps, each with its data made anew, as TRL does."""
+    torch.manual_seed(0)
+    train, method = spec_of(spec), method_of(spec, task)
     actor.load(train)
     groups = groups_of(spec, task, actor.processing)
     rows = [row for group in groups for row in group]

@@ -36,6 +36,7 @@ SECTIONS: dict[str, Section] = {
     "growth_cpu.json": sections_round.growth,
     "fits.json": sections_fits.lines,
     "trl_cpu.json": sections_trl.lines,
+    "step_parts_cpu.json": sections_trl.parts,
 }
 """File -> its section, in the order of the page; other files follow."""
 ELSEWHERE = {"memory_cpu.json", "training_cpu.json"}

@@ -1,10 +1,11 @@
-"""The section of docs/performance.md beside TRL, from `benchmarks.trl_side_by_side`'s JSON."""
+"""The sections of docs/performance.md beside TRL, and on what a step of ours is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.result import source
 from benchmarks.sections_gpu import table
 
 TARGET = (1.5, 0.8)
@@ -13,7 +14,7 @@ NAMES = {
     "equal": "as it comes",
     "full_logits": "TRL's chunked head off",
 }
-EXPLANATION = """What the difference is made of, by the source of both (parts were not measured one by one):
+EXPLANATION = """What the difference is made of, by the source of both (parts of ours are measured below, parts of TRL's were not):
 
 * **Head.** TRL 1.16 takes log-probabilities in chunks of 32,768 tokens, and has no switch for it; "off" is the same trainer
   with all logits at once, as it was before. On a GPU with Triton it scores labelled tokens only, as we do; without Triton, as
@@ -22,8 +23,8 @@ EXPLANATION = """What the difference is made of, by the source of both (parts we
 * **Metrics.** TRL computes entropy, mean logits and top-1 accuracy of every token in every step; we compute what the loss needs.
 * **Data.** Both process images and texts anew in every step. TRL processes a pair's image for each of its sides; we keep it by its content, once.
 * **Reference.** Its copy is the same size on both sides, and scored in the step.
-* **Engine.** We go through DeepSpeed at one rank, TRL through Accelerate without it: a cost per step of ours that a tiny model shows and
-  a large one hides.
+* **Engine.** We go through DeepSpeed at one rank, TRL through Accelerate without it: a cost per step of ours, measured
+  below against plain torch.
 """
 
 
@@ -82,4 +83,40 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         "",
         *table(head, rows),
         EXPLANATION,
+    ]
+
+
+def parts(data: Mapping[str, Any]) -> list[str]:
+    """Markdown: what a step of ours is made of."""
+    rows = []
+    for cell in data["cells"]:
+        spent = cell[data["clock"]]
+        more = spent["engine"] - spent["torch"]
+        rows.append(
+            [
+                cell["model"],
+                cell["task"],
+                *(f"{1000 * spent[name]:.0f}" for name in ("whole", "data", "engine", "torch")),
+                f"{1000 * more:+.0f} ({more / spent['whole']:+.0%})",
+            ]
+        )
+    unit = data["clock"].replace("_", "-")
+    gap = max(
+        abs(cell["losses"]["engine"][1] - cell["losses"]["torch"][1]) for cell in data["cells"]
+    )
+    return [
+        "### What a step of ours is made of",
+        "",
+        (
+            f"Thousandths of {unit}, medians of {data['load']['turns']} steps of each side in turn, in one process: the whole step "
+            "(without DPO's reference), the processing of its rows and images, DeepSpeed's forward, backward, clipping and AdamW on a "
+            "batch that is made, and the same by torch alone. In brackets the engine's surplus as a share of the whole. From the "
+            f"same weights both took the same steps: their last losses differ by {gap:.0e} at most."
+        ),
+        "",
+        *table(
+            ["model", "step", "whole", "data", "DeepSpeed", "torch", "DeepSpeed - torch"],
+            rows,
+        ),
+        source(data),
     ]

@@ -59,31 +59,30 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def specification(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A model and its rows, for both sides."""
+def specification(name: str, folder: Path, *, pairs: int, words: int) -> dict[str, Any]:
+    """A model and its rows, of answers of so many words, for both sides."""
     path = miniature("llava-1.5-7b", WIDE_HEAD, folder) if name == "wide-head" else name
     model = find_model(str(path), folder)
     model.build(torch.float32)
     store = ImageStore(folder / "images")
-    words = Processing(model.folder, store).tokenizer.get_vocab()
-    known = [w for w in words if w.startswith("w") or w in WORDS]
+    vocabulary = Processing(model.folder, store).tokenizer.get_vocab()
+    known = [w for w in vocabulary if w.startswith("w") or w in WORDS]
     rng = random.Random(0)
     rows = [
         {
             "hash": sample.images[0],
             "image": str(store.path(sample.images[0])),
             "question": sample.prompt[0].text,
-            "chosen": " ".join(rng.choices(known, k=arguments.sequence)),
-            "rejected": " ".join(rng.choices(known, k=arguments.sequence)),
+            "chosen": " ".join(rng.choices(known, k=words)),
+            "rejected": " ".join(rng.choices(known, k=words)),
         }
-        for sample in scene_samples(0, arguments.pairs, store.put_image)
+        for sample in scene_samples(0, pairs, store.put_image)
     ]
     return {
         "folder": str(model.folder),
         "images": str(store.root),
         "scratch": str(folder / "scratch"),
         "rows": rows,
-        "steps": arguments.steps,
         "threads": 1,
     }
 
@@ -127,10 +126,12 @@ def compare(name: str, python: Path, arguments: argparse.Namespace) -> dict[str,
         "trl": [str(python), str(root / "benchmarks" / "trl_step.py")],
     }
     with tempfile.TemporaryDirectory(prefix="quartet-trl-") as temporary:
-        spec = specification(name, Path(temporary), arguments)
+        folder = Path(temporary)
+        spec = specification(name, folder, pairs=arguments.pairs, words=arguments.sequence)
+        spec["steps"] = arguments.steps
         for _ in range(arguments.repeats):
             for side, cells in (("ours", OURS), ("trl", THEIRS)):
-                results[side].append(half(commands[side], spec, cells, Path(temporary)))
+                results[side].append(half(commands[side], spec, cells, folder))
                 print(f"{name}: {side} done", flush=True)
     return {
         "model": name,

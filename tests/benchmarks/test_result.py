@@ -41,7 +41,8 @@ def test_the_committed_file_is_written_unless_another_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["tax", "growth", "round_profile", "training", "fits", "trl_side_by_side"]
+    "module",
+    ["tax", "growth", "round_profile", "training", "fits", "trl_side_by_side", "step_parts"],
 )
 def test_every_benchmark_has_the_same_option(module, monkeypatch, capsys):
     import importlib

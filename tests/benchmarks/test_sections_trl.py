@@ -1,8 +1,9 @@
-"""The page beside TRL says where the target is met."""
+"""The page beside TRL says where the target is met, and what a step of ours is made of."""
 
 from __future__ import annotations
 
 from benchmarks import sections_trl
+from benchmarks.trl_side_by_side import OURS, THEIRS
 
 
 def test_beside_trl_says_where_the_target_is_met():
@@ -34,3 +35,30 @@ def test_beside_trl_says_where_the_target_is_met():
     assert (
         "| m | sft | TRL's chunked head off | 300 | 290 | 1.03 (no) | 70 | 80 | 0.88 (no) |" in text
     )
+
+
+def test_every_variant_has_its_name_and_a_side_of_ours():
+    assert {variant for _, variant in THEIRS} == set(sections_trl.NAMES)
+    assert {task for task, _ in THEIRS} == {task for task, variant in OURS if variant == "equal"}
+
+
+def test_what_the_engine_costs_is_shown_as_a_share_of_the_step():
+    spent = {"whole": 0.1, "data": 0.04, "engine": 0.07, "torch": 0.06}
+    cell = {
+        "model": "m",
+        "task": "sft",
+        "core_seconds": spent,
+        "losses": {"engine": [4.0, 2.5], "torch": [4.0, 2.5000001]},
+    }
+    data = {
+        "kind": "measured",
+        "command": "python -m benchmarks.step_parts",
+        "device": "CPU",
+        "versions": {"torch": "2"},
+        "clock": "core_seconds",
+        "load": {"turns": 15},
+        "cells": [cell],
+    }
+    text = "\n".join(sections_trl.parts(data))
+    assert "| m | sft | 100 | 40 | 70 | 60 | +10 (+10%) |" in text
+    assert "differ by 1e-07" in text and "medians of 15 steps" in text
