@@ -171,6 +171,7 @@ def main() -> None:
     connected.connect(*connected.address())
     result: dict[str, Any] = {
         **origin("benchmarks.training", options.threads),
+        "threads": options.threads,
         "seconds": "wall clock" if torch.cuda.is_available() else "CPU seconds of the process",
         "rows": options.rows,
         "rows_per_forward": options.rows // 2,

@@ -72,11 +72,13 @@ def test_our_innermost_function_and_the_library_that_it_called(folder, expected)
 def test_the_sampler_finds_what_the_main_thread_does():
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     image, sampler = Image.fromarray(noise), Sampler(interval=0.001)
+    switch = sys.getswitchinterval()
     begun = time.perf_counter()
     sampler.start()
     while time.perf_counter() < begun + 0.3:
         encode_png(image)
     seen = sampler.stop()
+    assert sys.getswitchinterval() == switch
     taken = time.perf_counter() - begun
     found = [one for one in seen if one[2] == "trainers.data.image_codec.encode_png"]
     assert len(found) > 3

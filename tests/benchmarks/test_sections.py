@@ -108,21 +108,3 @@ def test_what_a_card_did_and_what_was_cut():
     assert "| m | dpo | train 2.0 | 4.00 (train) | claimed 75%, runtime 25% |" in text
     assert "* engine n bfloat16: cut after its 9 s" in text
     assert "in miniature" not in text
-
-
-def test_what_was_measured_of_the_plans_is_read_from_the_cards():
-    assert "nothing" in sections_fits.measured([]) and "nothing" in sections_fits.measured(
-        [{**GPU, "tiny": True}]
-    )
-    assert sections_fits.measured([GPU]) == (
-        "Measured so far by `python -m benchmarks.gpu`: 1 training step(s) on card, plans +10.0% "
-        "to +10.0% of what was measured."
-    )
-    result = {
-        "kind": "predicted",
-        "command": "python -m benchmarks.fits",
-        "host_bytes": 256 * 10**9,
-        "cards": {"24gb": 22 * 10**9},
-        "cells": cells(full=(50 * 10**9, 0)),
-    }
-    assert "1 training step(s) on card" in "\n".join(sections_fits.lines(result, [GPU]))
