@@ -79,10 +79,6 @@ class Watched:
         self._in_train = self._out - out
         return metrics
 
-    def close(self) -> None:
-        """The last round is over."""
-        self._end_round()
-
     def _end_round(self) -> None:
         if not self._number:
             return
