@@ -24,7 +24,8 @@ EXPLANATION = """What the difference is made of, by the source of both (parts of
 * **Data.** Both process images and texts anew in every step. TRL processes a pair's image for each of its sides; we keep it by its content, once.
 * **Reference.** Its copy is the same size on both sides, and scored in the step.
 * **Engine.** We go through DeepSpeed at one rank, TRL through Accelerate without it: a cost per step of ours, measured
-  below against plain torch.
+  below against plain torch. An earlier run on the busy machine gave 10 % for drawn SFT: the share is an order of size, and does
+  not by itself say why that step is slower than TRL's.
 """
 
 
