@@ -43,6 +43,7 @@ def encode_answers(
     for sample, text in answers:
         turns = (Turn(role="assistant", text=text),)
         try:
+            processing.images(sample.images)  # whether they can be read
             whole = processing.encode(sample.id, sample.prompt, sample.images, turns=turns)
             alone = processing.expanded_prompt_ids(sample.id, sample.prompt, sample.images)
         except ValueError as error:

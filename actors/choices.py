@@ -39,6 +39,7 @@ def choose(
             read = engine.processing.expanded_prompt_ids(
                 f"question {index}", prompt.turns, prompt.images
             )
+            asked_input = engine.prompt_input(Request(prompt.turns, prompt.images))
         except ValueError as error:
             results[index] = Failed(str(error))
             continue
@@ -48,7 +49,7 @@ def choose(
                 f"{engine.spec.max_model_len}"
             )
             continue
-        inputs.append(engine.prompt_input(Request(prompt.turns, prompt.images)))
+        inputs.append(asked_input)
         slots.append(index)
     for index, output in zip(slots, engine.ask(inputs, params), strict=True):
         first = output.outputs[0].logprobs[0]

@@ -7,6 +7,7 @@ checksum, so that a corrupted transfer is an error and not a slightly different 
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -161,7 +162,8 @@ def make_buckets(
 
 
 def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
-    """The named tensors of a bucket.
+    """The named tensors of a bucket, to be read: they are its own memory, which may be the object
+    store's.
 
     Raises:
         CorruptBucketError: the checksum does not match; names the first tensor.
@@ -171,10 +173,12 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
             f"weight sync: the bucket that starts with {bucket.names[0]} was corrupted in transit; "
             "the engine keeps its old weights"
         )
-    return [
-        (name, torch.from_numpy(np.array(array)).view(getattr(torch, dtype)))
-        for name, array, dtype in zip(bucket.names, bucket.arrays, bucket.dtypes, strict=True)
-    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return [
+            (name, torch.from_numpy(array).view(getattr(torch, dtype)))
+            for name, array, dtype in zip(bucket.names, bucket.arrays, bucket.dtypes, strict=True)
+        ]
 
 
 def _bucket(tensors: list[tuple[str, Tensor]], checked: bool) -> Bucket:

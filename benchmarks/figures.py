@@ -90,8 +90,8 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def growth(points: Sequence[dict[str, float]], key: str) -> float:
-    """Slope of log cost over log size between the two largest points. Limiting cases: cost in
-    proportion to size is 1, a constant 0.
+    """Slope of log cost over log size from the middle point to the largest, where fixed costs weigh
+    least. Limiting cases: cost in proportion to size is 1, a constant 0.
     """
-    a, b = points[-2], points[-1]
+    a, b = points[(len(points) - 1) // 2], points[-1]
     return math.log(b[key] / a[key]) / math.log(b["size"] / a["size"])

@@ -7,7 +7,7 @@ Four curves, each in one run: rollouts per prompt, response length, images per p
 trained copy. Parts: `generate` (vLLM, answers of a fixed length), `logprobs` (a trainer's forwards)
 and `train` (one optimiser step over all rows). All points of a curve are measured in turn, and in
 turn again (`--repeats`); figures are medians. Growth is the slope of log seconds over log size
-between the two largest points, where fixed costs weigh least: 1 is linear. CPU seconds (of all
+from the middle point to the largest, where fixed costs weigh least: 1 is linear. CPU seconds (of all
 threads, of all ranks) stand beside seconds, since they do not count what else the machine did.
 """
 

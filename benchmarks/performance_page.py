@@ -31,6 +31,8 @@ NOTES = HERE / "performance_notes.md"
 Section = Callable[[Mapping[str, Any]], list[str]]
 SECTIONS: dict[str, Section] = {
     "tax_cpu.json": sections_round.tax,
+    "tax_wide_cpu.json": sections_round.tax_wide,
+    "sync_cpu.json": sections_round.weight_sync,
     "profile_cpu.json": sections_round.profile,
     "overlap_cpu.json": sections_round.overlap,
     "growth_cpu.json": sections_round.growth,

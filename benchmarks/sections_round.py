@@ -76,6 +76,60 @@ def tax(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def tax_wide(data: Mapping[str, Any]) -> list[str]:
+    """The same rows with a wider policy: what of the tax stays where it was."""
+    rows = []
+    for name, found in data["methods"].items():
+        raw = sum(found["raw_seconds"].get(phase, 0.0) for phase in RAW)
+        seconds = found["round_seconds"]
+        rows.append(
+            [
+                name,
+                f"{found['tax']:.2f}",
+                f"{found['cpu_tax']:.2f}",
+                f"{seconds:.1f} s, {raw:.1f} s",
+                f"{found['rollout_throughput_ratio']:.2f}",
+            ]
+        )
+    head = ["method", "tax", "CPU", "a round, its raw calls", "throughput / bare `LLM.generate`"]
+    return [
+        f"### A policy {data['width']} times as wide",
+        "",
+        f"{data['rollouts_per_round']} rollouts a round, medians of {data['measured_rounds']} rounds.",
+        "",
+        *table(head, rows),
+        source(data),
+    ]
+
+
+def weight_sync(data: Mapping[str, Any]) -> list[str]:
+    """A sync beside a copy of its bytes."""
+    rows = [
+        [
+            f"{size['bytes'] / 1e6:.1f}",
+            f"{size['sync']:.3f}",
+            f"{size['copy']:.3f}",
+            f"{size['reload']:.3f}",
+            f"{size['sync_over_copy']:.1f}",
+            f"{size['sync_over_reload']:.1f}",
+            f"{size['bytes'] / size['sync'] / 1e9:.2f}",
+        ]
+        for size in data["sizes"]
+    ]
+    head = ["MB", "sync, s", "copy, s", "reload, s", "sync / copy", "sync / reload", "GB/s"]
+    return [
+        "## A weight sync, by size",
+        "",
+        (
+            "Copy: the same arrays to the engine's process through the object store, and out of it once. Reload: vLLM's own, of "
+            f"tensors that are there already. Medians of {data['repeats']} turns. Target: sync / copy 2."
+        ),
+        "",
+        *table(head, rows),
+        source(data),
+    ]
+
+
 def profile(data: Mapping[str, Any]) -> list[str]:
     """Where a round's time goes, by what each process was seen doing."""
     lines = [
@@ -148,7 +202,7 @@ def growth(data: Mapping[str, Any]) -> list[str]:
         "## How cost grows",
         "",
         (
-            "Seconds at each point, and the slope of log seconds over log size between the last two points "
+            "Seconds at each point, and the slope of log seconds over log size from the middle point to the last "
             "(1: linear; CPU seconds in brackets)."
         ),
         "",

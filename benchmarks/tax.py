@@ -2,6 +2,7 @@
 
     python -m benchmarks.tax                      # ppo, dpo, nsft; 256 rollouts a round
     python -m benchmarks.tax --methods dpo --prompts 8 --rounds 2 --output /tmp/tax.json
+    python -m benchmarks.tax --width 3 --methods dpo nsft --output benchmarks/tax_wide_cpu.json
 
 The rounds are a run's own (session, driver, actors; default settings, no evaluation). Within each
 round, right after the product's call and on the same tensors, the raw calls are timed in the same
@@ -11,6 +12,9 @@ round's. `throughput` is against `LLM.generate` as it is by default: with texts.
 round / seconds of its raw calls; whatever is left is the tax: reading and encoding rows, batches,
 records, Ray, the memory ledger, the parity check, the checkpoint. The first round warms up. Figures
 are medians over the rounds.
+
+With `--width` the policy is as many times as wide as the built-in model, with random weights, so
+that engines have more to do for the same rows.
 """
 
 from __future__ import annotations
@@ -30,11 +34,13 @@ from benchmarks.real_run import real_run
 from benchmarks.result import origin, parser, write
 from cluster import driver
 from cluster.arm import Arm
+from cluster.bench_models import widened
 from cluster.driver import run_arm
 from cluster.online import OnlineRollouts
 from cluster.session import Session
 from cluster.sources import DrawnPrompts
 from rewards.base import JudgeItem
+from trainers.data.drawn_model import build_processor, save_pretrained_folder
 from trainers.data.records import Sample, ScoredRollout
 
 
@@ -180,9 +186,21 @@ def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 original_train_copies = driver.train_copies
 
 
-def measure(method: str, prompts: int, rounds: int, threads: int, folder: Path) -> dict[str, Any]:
+def wide_model(width: int, folder: Path) -> str | None:
+    """A folder with a model of that width; None for the built-in one."""
+    if width == 1:
+        return None
+    path = folder / f"width-{width}"
+    save_pretrained_folder(widened(width), build_processor(), path)
+    return str(path)
+
+
+def measure(
+    method: str, model: str | None, prompts: int, rounds: int, threads: int, folder: Path
+) -> dict[str, Any]:
     """One run of `method`; the figures of its rounds from the second on."""
     values = {
+        "model": model,
         "method": {"name": method},
         "rounds": rounds + 2,  # the first warms up, the last has no end of its own
         "rollout": {"num_prompts": prompts},
@@ -207,19 +225,22 @@ def main() -> None:
     asked.add_argument("--prompts", type=int, default=64)
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--threads", type=int, default=1, help="of each actor")
+    asked.add_argument("--width", type=int, default=1, help="times the built-in model's")
     options = asked.parse_args()
     results: dict[str, Any] = {}
     result = {
         **origin("benchmarks.tax", options.threads),
         "rollouts_per_round": options.prompts * 4,
         "measured_rounds": options.rounds,
+        "width": options.width,
         "definition": " ".join((__doc__ or "").split("\n\n")[2].split()),
         "methods": results,
     }
     with tempfile.TemporaryDirectory(prefix="quartet-tax-") as folder:
+        model = wide_model(options.width, Path(folder))
         for method in options.methods:
             results[method] = measure(
-                method, options.prompts, options.rounds, options.threads, Path(folder)
+                method, model, options.prompts, options.rounds, options.threads, Path(folder)
             )
             shown = {k: v for k, v in results[method].items() if k != "rounds"}
             print(method, json.dumps(shown, indent=1), flush=True)

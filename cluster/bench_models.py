@@ -110,7 +110,7 @@ def find_model(name: str, folder: Path) -> BenchModel:
     path = Path(name)
     if name in SIZES:
         path = folder / name
-        save_pretrained_folder(_widened(SIZES[name]), build_processor(), path)
+        save_pretrained_folder(widened(SIZES[name]), build_processor(), path)
     elif _is_bare(name):
         path = Path(tempfile.mkdtemp(dir=folder))
         architecture = load_architecture(name)
@@ -130,7 +130,8 @@ def _is_bare(name: str) -> bool:
     return _is_preset(name) or not any(any(Path(name).glob(pattern)) for pattern in own)
 
 
-def _widened(factor: int) -> Any:
+def widened(factor: int) -> Any:
+    """The drawn world's architecture, that many times as wide, with random weights."""
     model = build_model(0)
     if factor == 1:
         return model

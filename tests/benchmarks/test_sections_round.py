@@ -23,6 +23,23 @@ def place(phase: str, process: str, function: str, library: str, seconds: float)
     }
 
 
+def test_a_wider_policy_and_a_sync_by_size():
+    found = {
+        "tax": 1.0625,
+        "cpu_tax": 1.05,
+        "round_seconds": 17.0,
+        "raw_seconds": {"generate": 4.0, "train": 12.0, "bare_loop": 5.0},
+        "rollout_throughput_ratio": 0.97,
+    }
+    data = {**ORIGIN, "width": 3, "rollouts_per_round": 256, "measured_rounds": 3}
+    lines = sections_round.tax_wide({**data, "methods": {"dpo": found}})
+    assert "| dpo | 1.06 | 1.05 | 17.0 s, 16.0 s | 0.97 |" in lines  # not the bare loop
+    size = {"bytes": 4e6, "sync": 0.08, "copy": 0.02, "reload": 0.05}
+    size |= {"sync_over_copy": 4.0, "sync_over_reload": 1.6}
+    lines = sections_round.weight_sync({**ORIGIN, "repeats": 7, "sizes": [size]})
+    assert "| 4.0 | 0.080 | 0.020 | 0.050 | 4.0 | 1.6 | 0.05 |" in lines and lines[-1] == SOURCE
+
+
 def test_a_profile_leaves_out_waiting_and_sums_what_is_small():
     wait = "cluster.wait.Wait.__call__"
     places = [
