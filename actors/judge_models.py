@@ -9,6 +9,9 @@ from actors.engine import Engine
 from actors.ledger import PhaseMeter, Reading
 from rewards.base import Judge, JudgeItem, Judgement
 
+JUDGING = "judge"
+"""The phase that a judge's work is tracked as."""
+
 
 class ModelJudge(ABC):
     """Base of the judges that hold models in their process.
@@ -63,12 +66,17 @@ class ModelJudge(ABC):
         return {copy: kinds for copy, kinds in found.items() if kinds}
 
     def end_phase(self, phase: str) -> Reading:
-        """The memory in the phase that ends now, for the ledger."""
+        """The memory in the phase that ends now, for the ledger. What was judged since the last one
+        counts to it: slices are judged while the engine answers (`overlap.judge_slices`).
+        """
         memories = [engine.memory for engine in self.engines]
         modules = {"reward": kinds} if (kinds := self.module_memory()) else {}
         if not memories:
             return self.meter.read(
-                phase, {} if self.parked else modules, modules if self.parked else {}
+                phase,
+                {} if self.parked else modules,
+                modules if self.parked else {},
+                work=JUDGING,
             )
         return self.meter.read(
             phase,
@@ -81,6 +89,7 @@ class ModelJudge(ABC):
                 "judge_engine": _sum(memory.in_host() for memory in memories),
             },
             unmapped={"judge_engine": _sum(memory.unmapped() for memory in memories)},
+            work=JUDGING,
         )
 
     def close(self) -> None:

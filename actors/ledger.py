@@ -105,6 +105,7 @@ class PhaseMeter:
         parked: Mapping[str, Mapping[str, int]] | None = None,
         *,
         unmapped: Mapping[str, Mapping[str, int]] | None = None,
+        work: str = "",
     ) -> Reading:
         """The phase that ends now; the next one starts with fresh peaks.
 
@@ -113,17 +114,20 @@ class PhaseMeter:
             held: copy -> kind -> bytes on the device that stay.
             parked: copy -> kind -> bytes in host memory that stay.
             unmapped: copy -> kind -> bytes that a GPU's allocator counts although they are away.
+            work: the phase that the process' work is tracked as, where it may be done in another,
+                in which its peak is then counted; by default this one.
         """
+        work = work or phase
         copies = {copy: dict(kinds) for copy, kinds in held.items()}
         parked, unmapped = parked or {}, unmapped or {}
         noted, self._noted = self._noted, {}
         for copy, kinds in noted.items():
             copies[copy] = dict(kinds) | copies.get(copy, {})
         alone: frozenset[str] = frozenset()
-        if phase in self._active and phase in self._peaks:
+        if work in self._active and work in self._peaks:
             # Copies of one process work one after another: the one that adds most set its peak.
             copy, at_peak = max(
-                self._peaks[phase].items(),
+                self._peaks[work].items(),
                 key=lambda item: sum(item[1].values()) - sum(copies.get(item[0], {}).values()),
             )
             if copy in copies:

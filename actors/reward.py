@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.engine import Engine, EngineSpec, Request
 from actors.in_process import InProcessWriter, Writer
-from actors.judge_models import ModelJudge
+from actors.judge_models import JUDGING, ModelJudge
 from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
@@ -207,7 +207,7 @@ class CritiqueJudge(ModelJudge):
             return {"weights": self._tensors(), "activations": list(batch.tensors())}
 
         size = batch.input_ids_BT.numel()
-        return self.meter.track("judge", "reward", size, held, self.processing.vocab_size)
+        return self.meter.track(JUDGING, "reward", size, held, self.processing.vocab_size)
 
     def park(self) -> int:
         """Move the scoring module to host memory until `wake`. Returns the bytes moved."""

@@ -4,7 +4,7 @@
     python -m benchmarks.overlap --prompts 8 --rounds 1 --target /tmp/overlap.json
 
 Slices: the same round is collected (answered and judged) with `overlap.judge_slices` 1 and N in
-turn. One-step-off-policy: PPO is trained with `overlap.off_policy_steps` 0 and 1 in turn. Each actor
+turn, by turns first: who is second finds the round's images processed. One-step-off-policy: PPO is trained with `overlap.off_policy_steps` 0 and 1 in turn. Each actor
 has one thread, so that on two cores engine and judge, or engine and trainers, can work side by side,
 as they do where each has a device of its own. Ratios are off / on of medians: above 1 overlap pays.
 What one slice and several slices say of the same answers is compared, too.
@@ -16,6 +16,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +32,7 @@ from cluster.run import Run
 from cluster.session import Session
 from cluster.sources import DrawnPrompts
 from cluster.sync import sync
+from rewards.base import Judgement
 from trainers.data.images import ImageStore
 from trainers.registry import make_method
 
@@ -42,7 +44,7 @@ def slices(session: Session, arm: Arm, store: ImageStore, number: int, repeats: 
     seconds: dict[int, list[float]] = {1: [], number: []}
     config = arm.config
     for repeat in range(repeats + 1):
-        for slices in seconds:
+        for slices in (1, number) if repeat % 2 else (number, 1):
             overlap = config.overlap.model_copy(update={"judge_slices": slices})
             arm.config = config.model_copy(update={"overlap": overlap})
             forget_requests(session, arm)
@@ -59,7 +61,7 @@ def slices(session: Session, arm: Arm, store: ImageStore, number: int, repeats: 
     }
 
 
-def judged_alike(session: Session, arm: Arm, store: ImageStore, number: int) -> dict[str, float]:
+def judged_alike(session: Session, arm: Arm, store: ImageStore, number: int) -> dict[str, Any]:
     """The same answers judged in one call and in slices."""
     samples = DrawnPrompts(store, arm.config.rollout.num_prompts, 99).round(1)
     rollouts, _ = session.ask(
@@ -77,9 +79,22 @@ def judged_alike(session: Session, arm: Arm, store: ImageStore, number: int) -> 
     judge = session.served("judge")
     begun = [judge.begin("judge", part) for part in contiguous(items, number)]
     parts = [each for one in begun for each in judge.finish(one, limit="judge")]
-    gaps = [abs((a.score or 0.0) - (b.score or 0.0)) for a, b in zip(whole, parts, strict=True)]
-    texts = [a.critique == b.critique for a, b in zip(whole, parts, strict=True)]
-    return {"answers": len(items), "equal_critiques": sum(texts), "largest_score_gap": max(gaps)}
+    return compared(whole, parts)
+
+
+def compared(whole: Sequence[Judgement], parts: Sequence[Judgement]) -> dict[str, Any]:
+    """How two judgements of each answer agree. Score gaps are of those that both have one; a
+    failure on one side alone, or another reason, is an unequal failure.
+    """
+    pairs = list(zip(whole, parts, strict=True))
+    gaps = [abs(a.score - b.score) for a, b in pairs if a.score is not None and b.score is not None]
+    return {
+        "answers": len(pairs),
+        "equal_critiques": sum(a.critique == b.critique for a, b in pairs),
+        "largest_score_gap": max(gaps, default=None),
+        "failures": sum(a.failure is not None for a, _ in pairs),
+        "unequal_failures": sum(a.failure != b.failure for a, b in pairs),
+    }
 
 
 def off_policy(session: Session, run: Run, store: ImageStore, rounds: int) -> dict[str, Any]:
@@ -87,7 +102,7 @@ def off_policy(session: Session, run: Run, store: ImageStore, rounds: int) -> di
     seconds: dict[int, list[float]] = {0: [], 1: []}
     config = run.config
     for turn in range(2):
-        for steps in seconds:
+        for steps in (1, 0) if turn else (0, 1):
             overlap = config.overlap.model_copy(update={"off_policy_steps": steps})
             changed = config.model_copy(update={"overlap": overlap, "rounds": rounds + 2})
             folder = run.folder / f"ppo-{steps}-{turn}"

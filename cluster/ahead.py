@@ -3,22 +3,26 @@
 A round early is one-step-off-policy: while round n trains, the engine answers the prompts of round
 n + 1 with the weights it has, those that round n - 1 left. They are all there before the next
 weights are sent, so that every rollout of a round is from the same weights. A checkpoint holds
-them: whoever goes on from it has no such weights any more.
+them: whoever goes on from it has no such weights any more. SIGTERM does not wait for them: a run
+that goes on from there answers that round's prompts with the weights it has then.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.answers import DroppedSample
 from cluster.arm import Arm
+from cluster.deadlines import Limit
+from cluster.preemption import ending
 from cluster.rollouts import contiguous
 from cluster.served import Begun
 from cluster.session import Session
+from cluster.wait import NotWantedError
 from trainers.data.errors import UserError
 from trainers.data.record_file import RecordWriter, read_records
 from trainers.data.records import Rollout, Sample
@@ -68,22 +72,49 @@ def slice_seed(seed: int, index: int) -> int:
     return seed if index == 0 else random.Random(f"slice-{seed}-{index}").randrange(2**31)
 
 
-def slices(session: Session, ahead: Ahead) -> Iterator[Made]:
-    """The answers slice by slice, in order; waits for those that are not there yet."""
+def slices(
+    session: Session, ahead: Ahead, *, unless: Callable[[], bool] | None = None
+) -> Iterator[Made]:
+    """The answers slice by slice, in order; waits for those that are not there yet, `unless` nobody
+    wants them any more (`ServedGroup.finish`).
+    """
     yield from ahead.made
     while ahead.begun:
-        made: Made = session.served("rollout").finish(ahead.begun[0], limit="generate")
+        begun, rollout = ahead.begun[0], session.served("rollout")
+        made: Made = rollout.finish(begun, limit="generate", unless=unless)
         ahead.begun.pop(0)
         ahead.made.append(made)
         yield made
 
 
-def settle_ahead(session: Session, arm: Arm) -> None:
-    """Wait for the next round's answers, if they are under way: before the weights change."""
-    if arm.ahead is not None and arm.ahead.begun:
-        with arm.phase("generate"):
-            for _ in slices(session, arm.ahead):
+def settle_ahead(session: Session, arm: Arm) -> bool:
+    """Wait for the next round's answers, if they are under way: before the weights change.
+
+    False: SIGTERM came before they were there. They are given up, and with them the engines, which
+    would first finish them.
+    """
+    if arm.ahead is None or not arm.ahead.begun:
+        return True
+    with arm.phase("generate", in_ledger=False):
+        try:
+            for _ in slices(session, arm.ahead, unless=ending):
                 pass
+        except NotWantedError:
+            arm.ahead = None
+            for process in session.served("rollout").processes:
+                process.kill()
+            return False
+    return True
+
+
+def drop_obsolete(session: Session) -> None:
+    """Wait for the answers and judgements that an arm had asked for when it stopped or went back:
+    they are nobody's, and processes do what they are asked in order.
+    """
+    limits: dict[str, Limit] = {"rollout": "generate", "judge": "judge"}
+    for role, limit in limits.items():
+        if session.has(role):
+            session.served(role).drop(limit)
 
 
 # In a checkpoint --------------------------------------------------------------------------------

@@ -51,17 +51,21 @@ class Arm:
             write_whole(self.folder / "phase.json", json.dumps(now) + "\n")
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a phase; one of `trainers.ledger.PHASES` is entered in the memory ledger, too."""
+    def phase(self, name: str, *, in_ledger: bool = True) -> Iterator[None]:
+        """Time a phase; one of `trainers.ledger.PHASES` is entered in the memory ledger, too. Not
+        `in_ledger` is what goes on later in the round: a phase has one entry a round.
+        """
         self._announce(name)
         with self.clock.phase(name):
             yield
-        if self.ledger is not None and name in PHASES:
+        if self.ledger is not None and in_ledger and name in PHASES:
             with self.clock.phase("ledger"):
                 self.ledger.end_phase(self.round, name)
 
     def stopped(self, reason: str) -> None:
-        """The run cannot go on: keep why, and what the ledger has up to here."""
+        """The run cannot go on: keep why, and what the ledger has up to here. What a process is
+        still busy with has nobody who needs it.
+        """
         self.result.failure = reason
         if self.ledger is not None:
-            self.result.memory = self.ledger.summary(self.result.memory)
+            self.result.memory = self.ledger.summary(self.result.memory, wait=False)

@@ -147,6 +147,8 @@ class Checkpoints:
 
     def round_done(self, number: int) -> None:
         """After a round: take down its state, and write a checkpoint if it is time for one."""
+        if self.arm.ledger is not None:
+            self.arm.ledger.fetch()  # its file is then complete up to here
         if not self.settings.every:
             if self.best is not None:
                 self.best.keep_only(set())
@@ -213,8 +215,6 @@ class Checkpoints:
 
     def _state(self, number: int) -> RunState:
         arm = self.arm
-        if arm.ledger is not None:
-            arm.ledger.fetch()  # its file is then complete up to here
         best = None
         if self.best is not None and self.best.value is not None:
             assert arm.result.best_round is not None

@@ -16,6 +16,7 @@ import ray
 
 from actors.engine import EngineSpec
 from cluster import base_model, judge_check, judges
+from cluster.ahead import drop_obsolete
 from cluster.arm import Arm
 from cluster.base_model import BuiltinModels, WorldRecipe
 from cluster.batches import describe_batches
@@ -243,6 +244,7 @@ def run_one(run: CompareRun, name: str) -> None:
     describe_batches(session, arm)
     try:
         with recognised(), surfaced(), console.stage(name):
+            drop_obsolete(session)  # of an arm that stopped
             set_engine(run, arm.config)
             if arm.config.negatives.needs_judge:
                 set_judge(run, arm)

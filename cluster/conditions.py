@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.arm import Arm
 from cluster.session import Session
-from trainers.conditions import Conditions
+from trainers.conditions import Conditions, Overlap
 
 
 def measure_conditions(session: Session, arm: Arm) -> Conditions:
@@ -23,4 +23,7 @@ def measure_conditions(session: Session, arm: Arm) -> Conditions:
         shards=ranks[0].shards,
         logprob_path=path,
         rollout_copy=engine,
+        overlap=Overlap.model_validate(
+            arm.config.overlap.model_dump(include=set(Overlap.model_fields))
+        ),
     )

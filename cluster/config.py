@@ -259,7 +259,9 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
-        require_overlap_fits(self.overlap, self.rollout, self.train, self.negatives)
+        require_overlap_fits(
+            self.overlap, self.rollout, self.train, self.negatives, self.judge, self.method
+        )
         return self
 
     @model_validator(mode="after")

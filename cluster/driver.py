@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
-from cluster.ahead import settle_ahead
+from cluster.ahead import drop_obsolete, settle_ahead
 from cluster.arm import Arm
 from cluster.best import BestRound, save_policy
 from cluster.checkpoints import Checkpoints
@@ -106,6 +106,7 @@ def _run_arm(
     online: bool,
 ) -> None:
     with session.console.stage(f"{arm.name} load copies"):
+        drop_obsolete(session)
         place(session, arm)
     rng = random.Random(arm.config.seed)
     metric = arm.config.eval.keep_best
@@ -177,14 +178,15 @@ def run_round(
             metrics = train_round(session, arm, samples, judged, checkpoints.rng, number)
             bar.advance(1, "sync weights")
             parity = None
-            if online:
-                settle_ahead(session, arm)
+            # Given up, the answers leave no engine to sync or to evaluate with.
+            settled = settle_ahead(session, arm)
+            if online and settled:
                 with arm.phase("sync"):
                     sync(session, arm, has_base=True)
                 with arm.phase("parity"):
                     parity = check_parity(session, arm, list(samples.values()))
             bar.advance(1, "evaluate")
-            if evaluate is not None:
+            if evaluate is not None and settled:
                 with arm.phase("evaluate"), awake(session, arm, "rollout"):
                     metrics |= evaluate()
                 if checkpoints.best is not None:

@@ -24,7 +24,6 @@ from rewards.asking import Choose, Failed, Prompt
 from rewards.config import (
     DRAWN,
     JUDGES,
-    POLICY,
     AnyJudge,
     ClaimsConfig,
     CritiqueConfig,
@@ -68,7 +67,7 @@ def as_judge(judge: AnyJudge | str) -> AnyJudge:
 def check_judge(judge: AnyJudge | str, *, sleep: bool = False) -> None:
     """Refuse a judge that cannot work before anything starts; `sleep` is `rollout.sleep`."""
     for part in parts(as_judge(judge)):
-        if sleep and isinstance(part, ClaimsConfig) and part.labeler == POLICY:
+        if sleep and isinstance(part, ClaimsConfig) and part.asks_policy:
             raise UserError(
                 "judge.labeler=policy asks the rollout engine while the judge works; set "
                 "rollout.sleep=false, or give a model folder"
@@ -169,10 +168,9 @@ def load_judge(
     key = f"{engine} {seed} {max_tokens} {judge.model_dump_json()}"
     if session.ask("judge", "key", limit="load") == key:
         return str(session.ask("judge", "name", limit="answer"))
-    asks_policy = any(isinstance(p, ClaimsConfig) and p.labeler == POLICY for p in parts(judge))
 
     def load() -> Call:
-        ask: Choose | None = AskPolicy(session.handles("rollout")) if asks_policy else None
+        ask: Choose | None = AskPolicy(session.handles("rollout")) if judge.asks_policy else None
         return Call("load", (lambda: JudgeMaker(engine, max_tokens, seed, ask).make(judge), key))
 
     name = str(session.ask("judge", "load", *load().args, limit="load"))

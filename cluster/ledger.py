@@ -1,7 +1,8 @@
 """The run's memory ledger: asks every process at each phase's end, and keeps the rows.
 
 Asking does not wait: calls of one process are answered in order, so that a reading belongs to the
-phase that ended, however late it is fetched.
+phase that ended, however late it is fetched. A process that is busy with the next round's answers
+gives its reading after them; until the round's end nobody waits for it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Ledger:
         self._cpu_now: dict[str, float] = {}
         # Of a run that goes on from a checkpoint; what came after that has been cut off.
         self.rows: list[LedgerRow] = read_rows(self.path) if self.path.is_file() else []
-        """Of the phases before the last; of all once `fetch` was called."""
+        """In the order of the phases; of all of them once `fetch` has waited."""
 
     def count_objects(self, round: int) -> None:
         """Look at the object store now, while what a phase put there is still held.
@@ -58,16 +59,19 @@ class Ledger:
 
     def end_phase(self, round: int, phase: str) -> None:
         """Every process reports the phase that ends now and starts the next with fresh peaks. The
-        answers are fetched at the next phase's end: they are there by then.
+        answers are fetched at a later phase's end, as soon as they are there.
         """
-        self.fetch()
+        self.fetch(wait=False)
         self._asked.append((round, phase, self.session.ask_readings(phase), self._objects))
         self._objects = None
 
-    def fetch(self) -> None:
-        """Fetch what was asked for, and append it to the file."""
-        rows: list[LedgerRow] = []
-        for round, phase, asked, objects in self._asked:
+    def fetch(self, *, wait: bool = True) -> None:
+        """Fetch what was asked for, phase by phase, and append it to the file. Without `wait` up to
+        the first phase for which a process has not answered.
+        """
+        while self._asked and (wait or self.session.answered(self._asked[0][2])):
+            round, phase, asked, objects = self._asked[0]
+            rows: list[LedgerRow] = []
             for process, reading in self.session.fetch_readings(asked).items():
                 rows += self._rows(round, phase, process, reading)
                 self._cpu_now[process] = reading.cpu_seconds
@@ -84,9 +88,9 @@ class Ledger:
                         source="ray",
                     )
                 )
-        self._asked.clear()
-        write_rows(self.path, rows)
-        self.rows += rows
+            del self._asked[0]
+            write_rows(self.path, rows)
+            self.rows += rows
 
     def core_seconds(self) -> dict[str, float]:
         """Core-seconds of the driver and of every process since the ledger was made, up to the last
@@ -127,9 +131,11 @@ class Ledger:
             *rows(runtime, "device" if on_gpu else "host", "nvml" if on_gpu else "rss"),
         ]
 
-    def summary(self, moved: Memory) -> Memory:
-        """What the report and the table show; `moved` has what went to the host and back."""
-        self.fetch()
+    def summary(self, moved: Memory, *, wait: bool = True) -> Memory:
+        """What the report and the table show; `moved` has what went to the host and back. Without
+        `wait` of the phases for which all processes have answered.
+        """
+        self.fetch(wait=wait)
         return Memory(
             moved_bytes=moved.moved_bytes,
             moving_seconds=moved.moving_seconds,

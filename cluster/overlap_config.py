@@ -12,6 +12,8 @@ from trainers.data.errors import UserError
 if TYPE_CHECKING:
     from cluster.config import RolloutConfig, TrainConfig
     from cluster.negatives_config import NegativesConfig
+    from rewards.config import AnyJudge
+    from trainers.config import MethodConfig
 
 
 class OverlapConfig(Settings):
@@ -24,14 +26,22 @@ class OverlapConfig(Settings):
     """1: the engine answers the next round's prompts while this round trains, with the weights
     that it has, which are then one round old. Weights go through the object store, which keeps them
     for an engine that has to be replaced."""
-    importance_cap: float = Field(default=2.0, gt=0)
-    """Of the weight pi_old / pi_rollout that corrects a token for that (PPO, GRPO)."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Of the weight pi_old / pi_rollout that corrects a token for that (PPO, GRPO). Not below 1,
+    which is the weight of a token that needs no correction."""
 
 
 def require_overlap_fits(
-    overlap: OverlapConfig, rollout: RolloutConfig, train: TrainConfig, made: NegativesConfig
+    overlap: OverlapConfig,
+    rollout: RolloutConfig,
+    train: TrainConfig,
+    made: NegativesConfig,
+    judge: AnyJudge | None,
+    method: MethodConfig,
 ) -> None:
-    """Refuse overlap where copies or engines take turns on one device, or nothing overlaps."""
+    """Refuse overlap where copies or engines take turns on one device, nothing overlaps, or the
+    next round's prompts are not known yet.
+    """
     for key, on in (
         ("overlap.judge_slices", overlap.judge_slices > 1),
         ("overlap.off_policy_steps", overlap.off_policy_steps > 0),
@@ -52,7 +62,21 @@ def require_overlap_fits(
                 f"{key}: pairs that are made need several calls in order; leave it out, or "
                 "negatives.rejected"
             )
-    if overlap.off_policy_steps and train.transport in ("ipc", "nccl"):
+        if judge is not None and judge.asks_policy:
+            raise UserError(
+                f"{key}={getattr(overlap, key.split('.')[1])}: with judge.labeler=policy the judge "
+                "asks the engine, which is busy answering then; give a model folder"
+            )
+    if not overlap.off_policy_steps:
+        return
+    from trainers.registry import make_method  # loads torch, which most commands do without
+
+    if not make_method(method).asks_alike:
+        raise UserError(
+            f"overlap.off_policy_steps=1: what method.name={method.name} asks depends on the round "
+            "before, and a round early that is not known; set overlap.off_policy_steps=0"
+        )
+    if train.transport in ("ipc", "nccl"):
         raise UserError(
             "overlap.off_policy_steps=1: an engine that is replaced needs weights that the policy "
             "has no more; set train.transport=object_store, which keeps them"

@@ -86,6 +86,11 @@ def finishing() -> Iterator[None]:
         _stop()
 
 
+def ending() -> bool:
+    """Whether SIGTERM has arrived, and a block of `finishing` is given time."""
+    return _state.asked and not _state.stopping
+
+
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     if _state.stopping:
         return

@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray.exceptions import RayError
+
 from cluster.deadlines import Limit
+from cluster.failures import RunStoppedError
 from cluster.process import Asked, Process
 from cluster.recipe import Call, Recipe
 from cluster.rollouts import dealt, joined
@@ -39,6 +42,7 @@ class ServedGroup:
         """What brings a new process to where the others are; the same for all."""
         self.one_seed = False
         """Of engines: whether each answer has a seed of its own."""
+        self._under_way: list[Asked] = []
 
     def handles(self) -> list[Any]:
         """Ray handles of living processes."""
@@ -70,18 +74,45 @@ class ServedGroup:
             for process, part in zip(self.processes, parts, strict=True)
             if part is not None
         )
+        self._under_way += [each for _, _, each in asked if each is not None]
         return Begun(call, asked, stays)
 
-    def finish(self, begun: Begun, *, limit: Limit) -> Any:
-        """The result of a call that was begun; as `ask`."""
-        results = [self._result(*each, limit, begun.stays) for each in begun.asked]
+    def finish(
+        self, begun: Begun, *, limit: Limit, unless: Callable[[], bool] | None = None
+    ) -> Any:
+        """The result of a call that was begun; as `ask`.
+
+        Raises:
+            NotWantedError: it was not there when `unless` came true.
+        """
+        try:
+            results = [self._result(*each, limit, begun.stays, unless) for each in begun.asked]
+        finally:
+            self._under_way = [each for each in self._under_way if not self.wait.answered([each])]
         self.recipe.note(begun.call)
         if len(self.processes) == 1:
             return results[0]
         return joined(begun.call.name, results)
 
+    def drop(self, limit: Limit) -> None:
+        """Wait for calls that were begun and whose results nobody takes: what is asked next would
+        be done after them. A process that takes too long with one is killed, as everywhere.
+        """
+        for asked in self._under_way:
+            try:
+                self.wait([asked], limit)
+            except (RunStoppedError, RayError):  # its errors are nobody's either
+                continue
+        self._under_way.clear()
+
     def _result(
-        self, process: Process, part: Call, asked: Asked | None, limit: Limit, stays: bool
+        self,
+        process: Process,
+        part: Call,
+        asked: Asked | None,
+        limit: Limit,
+        stays: bool,
+        unless: Callable[[], bool] | None,
     ) -> Any:
         for left in range(self.wait.deadlines.restarts, -1, -1):
             try:
@@ -89,7 +120,7 @@ class ServedGroup:
                     if process.lost:
                         self._bring_back(process, part.name)
                     asked = _sent(process, part, stays)
-                return self.wait([asked], limit)[0]
+                return self.wait([asked], limit, unless=unless)[0]
             except ProcessLostError as error:
                 if not left or not self.may_replace(error.process):
                     raise

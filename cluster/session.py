@@ -382,6 +382,10 @@ class Session:
         """
         return [process.send("end_phase", phase) for process in self.processes()]
 
+    def answered(self, asked: Sequence[Asked]) -> bool:
+        """Whether all these calls have their results, or errors. Nothing waits."""
+        return self.wait.answered(asked)
+
     def fetch_readings(self, asked: Sequence[Asked]) -> dict[str, Any]:
         """What they answered, by role and rank; who died since has no reading."""
         found = {}

@@ -7,7 +7,7 @@ if it died, or with `DeadlineError` when the limit of the call has passed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from cluster.failures import RunStoppedError
 from cluster.process import Asked, Process
 from cluster.stacks import write_stacks
 
+LOOK = 0.5
+"""Seconds between two looks whether results are still wanted."""
 GRACE = 10.0
 """Seconds that the other ranks have to end by themselves after one of them failed."""
 
@@ -41,6 +43,10 @@ class DeadlineError(RunStoppedError):
     """A call took longer than its limit."""
 
 
+class NotWantedError(Exception):
+    """Nobody wants the result any more that was waited for."""
+
+
 class Wait:
     """Waits for calls; one for all processes of a session.
 
@@ -54,8 +60,11 @@ class Wait:
         self.known: dict[str, Process] = {}
         """By actor id, since an error may come from a process that another one asked."""
 
-    def __call__(self, asked: Sequence[Asked], limit: Limit) -> list[Any]:
-        """Results in order; of one that stays where it is, the reference.
+    def __call__(
+        self, asked: Sequence[Asked], limit: Limit, *, unless: Callable[[], bool] | None = None
+    ) -> list[Any]:
+        """Results in order; of one that stays where it is, the reference. With `unless` only until
+        that is so; what is there by then is a result all the same.
 
         Processes that belong to a failed or late call and have not answered are killed: their
         group is stuck, and whoever uses it next starts a new one.
@@ -63,6 +72,7 @@ class Wait:
         Raises:
             ProcessLostError: the first process that died.
             DeadlineError: not all were done in time; names those that were not.
+            NotWantedError: they were not all there when `unless` came true.
         """
         begun = time.monotonic()
         seconds = self.deadlines.seconds(limit)
@@ -71,9 +81,13 @@ class Wait:
         results: dict[Any, Any] = {}
         while pending:
             left = None if seconds is None else max(0.0, begun + seconds - time.monotonic())
-            done, _ = ray.wait(list(pending), timeout=left, fetch_local=False)
+            look = left if unless is None else min(LOOK, LOOK if left is None else left)
+            done, _ = ray.wait(list(pending), timeout=look, fetch_local=False)
             if not done:
-                raise self._late([*pending.values()], limit)
+                if unless is not None and unless():
+                    raise NotWantedError
+                if look == left:
+                    raise self._late([*pending.values()], limit)
             for reference in done:
                 each = pending.pop(reference)
                 try:
@@ -83,6 +97,14 @@ class Wait:
                     self._raise_lost(error, each)
                     raise
         return [results[each.reference] for each in asked]
+
+    def answered(self, asked: Sequence[Asked]) -> bool:
+        """Whether all these calls have their results, or errors; waits for none."""
+        references = [each.reference for each in asked]
+        if not references:
+            return True
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        return len(done) == len(references)
 
     def _result(self, each: Asked) -> Any:
         if not each.stays:

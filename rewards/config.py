@@ -40,6 +40,11 @@ class JudgeSettings(Settings):
         """Folder of the critique reward model that PPO's critic can start from."""
         return None
 
+    @property
+    def asks_policy(self) -> bool:
+        """Whether judging asks the rollout engine."""
+        return False
+
 
 class CritiqueConfig(JudgeSettings):
     """The critique-based reward model: writes a critique, then scores (MM-RLHF)."""
@@ -114,6 +119,11 @@ class ClaimsConfig(JudgeSettings):
         """See the base class."""
         given = (self.labeler, self.splitter, self.converter)
         return tuple(folder for folder in given if folder not in (None, POLICY, DRAWN))
+
+    @property
+    def asks_policy(self) -> bool:
+        """See the base class."""
+        return self.labeler == POLICY
 
 
 class EndpointConfig(Settings):
@@ -220,6 +230,11 @@ class FlippedConfig(JudgeSettings):
         """See the base class."""
         return self.judge.reward_model
 
+    @property
+    def asks_policy(self) -> bool:
+        """See the base class."""
+        return self.judge.asks_policy
+
 
 class Part(Settings):
     """One judge of a sum."""
@@ -251,6 +266,11 @@ class SumConfig(JudgeSettings):
         """See the base class."""
         found = (part.judge.reward_model for part in self.parts)
         return next((folder for folder in found if folder), None)
+
+    @property
+    def asks_policy(self) -> bool:
+        """See the base class."""
+        return any(part.judge.asks_policy for part in self.parts)
 
 
 def from_reference(value: Any) -> Any:

@@ -11,7 +11,9 @@ has to be equal:
 * shards: ranks and ZeRO stage decide which part of a copy a process holds;
 * the path of the log-probabilities: how many target tokens have logits at once, whether
   activations are kept or computed again, who stands for the reference;
-* the rollout copy: the engine that every arm pays for.
+* the rollout copy: the engine that every arm pays for;
+* overlap: seconds of phases that run side by side are no sum, and a round early trains on answers
+  of older weights.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ TOLERANCE = 0.1
 """Sizes that follow from the answers, or from the memory that was free, may differ by this share of
 the larger one: padded lengths do with every sample of rollouts."""
 
-Condition = Literal["precision", "micro_batch", "shards", "logprob_path", "rollout_copy"]
+Condition = Literal["precision", "micro_batch", "shards", "logprob_path", "rollout_copy", "overlap"]
 Value = bool | int | float | str
 LABELS: dict[Condition, str] = {
     "precision": "precision",
@@ -34,6 +36,7 @@ LABELS: dict[Condition, str] = {
     "shards": "shards",
     "logprob_path": "logprob path",
     "rollout_copy": "rollout copy",
+    "overlap": "overlap",
 }
 
 
@@ -97,6 +100,14 @@ class RolloutCopy(_Part):
     """How new weights come to it."""
 
 
+class Overlap(_Part):
+    """What a round did at the same time."""
+
+    judge_slices: int
+    off_policy_steps: int
+    """How many syncs old the weights were that answered; 0: on-policy."""
+
+
 class Conditions(_Part):
     """What an arm ran under; a part that was not measured is null."""
 
@@ -105,6 +116,7 @@ class Conditions(_Part):
     shards: Shards | None = None
     logprob_path: LogprobPath | None = None
     rollout_copy: RolloutCopy | None = None
+    overlap: Overlap | None = None
 
 
 class Difference(_Part):

@@ -137,6 +137,7 @@ class GRPO(Method):
                 batch.mask_BR,
                 clamp=config.log_ratio_clamp,
                 normalizer=1.0,
+                weights_BR=batch.tokens.get(IMPORTANCE),
             )
             loss = loss + config.kl_coef * kl / totals["tokens"]
             metrics["loss/kl"] = (float(kl.detach()), float(batch.mask_BR.sum()))

@@ -8,7 +8,9 @@ step and pi the one being trained, the surrogate of a token is weighted by
 so that its expectation is that of a rollout from pi_old, but for what the cap C cuts off; PPO's own
 ratio pi / pi_old stays what it is, and its clip, too. Source: Yao et al. (2025), "Your efficient RL
 framework secretly brings you off-policy RL training"; the decoupled objective: AReaL (arXiv
-2505.24298) section 5.2. The advantages are those of the rollouts as they are: GAE is not corrected.
+2505.24298) section 5.2. GRPO's KL term, an estimate from the same tokens, has the same weights
+(`trainers.kl.kl_loss`). The advantages are those of the rollouts as they are: GAE and PPO's returns
+are not corrected.
 """
 
 from __future__ import annotations

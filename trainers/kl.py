@@ -45,23 +45,30 @@ def kl_loss(
     *,
     clamp: float = 10.0,
     normalizer: float,
+    weights_BR: Tensor | None = None,
 ) -> Tensor:
     """KL(policy || reference) as a term of the loss: k3 with gradient, summed over tokens.
 
-        L = sum (exp(ref - logprob) - 1 - (ref - logprob)) / n
+        L = sum w * (exp(ref - logprob) - 1 - (ref - logprob)) / n
 
-    Limiting case: policy = reference gives 0 with gradient 0. Its gradient is
-    (1 - exp(ref - logprob)) * grad logprob, with the samples' distribution taken as given.
-    Source: DeepSeekMath (arXiv 2402.03300) equation 4.
+    Limiting cases: policy = reference gives 0 with gradient 0; w = 1 is the loss without weights.
+    Its gradient is w * (1 - exp(ref - logprob)) * grad logprob, with the samples' distribution
+    taken as given. Source: DeepSeekMath (arXiv 2402.03300) equation 4; that other policies' samples
+    need weights: DeepSeek-V3.2 (arXiv 2512.02556) equation 7, where w is policy / sampler.
 
     Args:
         mask_BR: valid tokens; padding has no part in value and gradient.
         normalizer: valid tokens of the optimiser step.
+        weights_BR: w, for tokens that other weights sampled (`trainers.importance`); without
+            gradient, 1 where there are none.
     """
     mask_BR = mask_BR.bool()
     logprobs_BR = logprobs_BR.masked_fill(~mask_BR, 0.0)
     ref_BR = ref_logprobs_BR.detach().masked_fill(~mask_BR, 0.0)
-    return kl_estimate(logprobs_BR, ref_BR, "k3", clamp).sum() / normalizer
+    kl_BR = kl_estimate(logprobs_BR, ref_BR, "k3", clamp)
+    if weights_BR is not None:
+        kl_BR = kl_BR * weights_BR.detach().masked_fill(~mask_BR, 0.0)
+    return kl_BR.sum() / normalizer
 
 
 class KLController(Protocol):

@@ -104,6 +104,8 @@ class Method(ABC):
     """The method's own settings."""
     rows_per_group: int = 1
     """Rows that are never split, at most."""
+    asks_alike: ClassVar[bool] = True
+    """Whether `ask` gives the same in every round; False where it depends on earlier rounds."""
     text_model: TextModel | None = None
     """Set where a run has one: writes text that the rows need."""
     driver_only: ClassVar[tuple[str, ...]] = ("text_model",)

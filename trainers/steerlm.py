@@ -41,6 +41,7 @@ class SteerLM(Method):
 
     name = "steerlm"
     copies = (Copy("policy", trained=True),)
+    asks_alike = False
 
     def __init__(self, config: SteerLMConfig):
         self.config = config

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from actors.judge_models import HostedJudge, ModelJudge
+import torch
+
+from actors.judge_models import JUDGING, HostedJudge, ModelJudge
 from actors.ledger import PhaseMeter
 from rewards.base import Judgement
 
@@ -99,6 +101,15 @@ def test_parts_park_together_and_measure_as_one():
     assert "reward" not in reading.copies and reading.parked["reward"] == {"weights": 100}
     assert judge.wake() == 100
     assert judge.end_phase("judge").copies["reward"]["weights"] == 100
+
+
+def test_slices_that_are_judged_while_the_engine_answers_count_to_generate():
+    """All of them are judged before the question how `generate` ended is answered."""
+    judge, part, _ = hosted()
+    with part.meter.track(JUDGING, "reward", 1, lambda: {"weights": []}, None):
+        torch.ones(1000)
+    assert judge.end_phase("generate").copies["reward"] == {"weights": 100, "activations": 4000}
+    assert judge.end_phase("judge").copies["reward"] == {"weights": 100}
 
 
 def test_a_judge_over_engines_alone_has_no_module():

@@ -37,6 +37,21 @@ def test_a_peak_belongs_to_its_phase():
     assert meter.read("logprobs", held).copies["policy"]["activations"] == 4 * MIB
 
 
+def test_work_that_is_done_in_another_phase_counts_there_and_once():
+    """As a judge of slices: it has judged all of them before it is asked how `generate` ended."""
+    meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
+    held = {"policy": {"weights": MIB}}
+    for _ in range(3):
+        work(meter, "judge", 4, weights)
+    reading = meter.read("generate", held, work="judge")
+    assert reading.copies["policy"] == {"weights": MIB, "activations": 4 * MIB}
+    assert "activations" not in meter.read("judge", held, work="judge").copies["policy"]
+    # one call for all, after `generate`
+    assert "activations" not in meter.read("generate", held, work="judge").copies["policy"]
+    work(meter, "judge", 2, weights)
+    assert meter.read("judge", held, work="judge").copies["policy"]["activations"] == 4 * MIB
+
+
 def test_rows_add_up_to_the_resident_set():
     meter, weights = PhaseMeter(), torch.zeros(MIB // 4)
     reading = meter.read("train", {"policy": {"weights": weights.nbytes}})

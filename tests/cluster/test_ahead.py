@@ -45,6 +45,31 @@ def test_pairs_that_are_made_are_refused():
         )
 
 
+@pytest.mark.parametrize("key", ["judge_slices", "off_policy_steps"])
+def test_a_judge_that_asks_the_policy_is_refused(key):
+    on = {"judge_slices": 2, "off_policy_steps": 1}[key]
+    asks = {"name": "claims", "labeler": "policy"}
+    inside = {"name": "sum", "parts": [{"judge": {"name": "flipped", "judge": asks}}]}
+    for judge in (asks, inside):
+        with pytest.raises(UserError, match=rf"overlap\.{key}={on}: with judge\.labeler=policy"):
+            config(overlap={key: on}, judge=judge)
+        config(judge=judge)
+    config(overlap={key: on}, judge={"name": "claims"})
+
+
+def test_a_method_whose_prompts_depend_on_the_round_before_is_refused():
+    steerlm = {"name": "steerlm"}
+    with pytest.raises(UserError, match=r"off_policy_steps=1: what method\.name=steerlm asks"):
+        config(method=steerlm, overlap={"off_policy_steps": 1})
+    config(method=steerlm, overlap={"judge_slices": 2})
+
+
+def test_the_cap_leaves_tokens_of_the_same_weights_alone():
+    with pytest.raises(UserError, match=r"overlap\.importance_cap"):
+        config(overlap={"importance_cap": 0.9})
+    config(overlap={"importance_cap": 1.0})
+
+
 def test_saved_answers_come_back_as_they_were(tmp_path, samples, make_scored):
     made = [
         ([make_scored(f"r2/{s.id}/{k}", s.id, 1.0).rollout for k in range(2)], [])

@@ -353,6 +353,7 @@ def checkpoints_of(folder: Path, fill_with, **settings) -> Checkpoints:
         folder=folder,
         config=SimpleNamespace(checkpoint=CheckpointConfig(**settings), rounds=9),
         ahead=None,
+        ledger=None,
         result=MethodResult(),
         phase=Clock().phase,
     )

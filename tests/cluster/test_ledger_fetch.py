@@ -24,6 +24,9 @@ class Processes:
         reading = Reading(copies=copies, runtime=0, source="storages", cpu_seconds=self.asked)
         return {"policy/0": reading}
 
+    def answered(self, asked: dict[str, Reading]) -> bool:
+        return True
+
     def fetch_readings(self, asked: dict[str, Reading]) -> dict[str, Reading]:
         return dict(asked)
 

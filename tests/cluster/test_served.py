@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from cluster.ahead import Ahead, drop_obsolete, settle_ahead
 from cluster.deadlines import DeadlinesConfig
+from cluster.preemption import Preempted, finishing, preemptible
 from cluster.process import Process
 from cluster.recipe import Call
 from cluster.served import ServedGroup
-from cluster.wait import ProcessLostError, Wait
+from cluster.session import Clock
+from cluster.wait import NotWantedError, ProcessLostError, Wait
 
 pytestmark = pytest.mark.ray
 
@@ -33,6 +41,12 @@ class Light:
         if "die" in prompts and self.version < 8:
             os._exit(1)
         return [f"{prompt}/{self.version}" for prompt in prompts], []
+
+    def hold(self, gate: str) -> str:
+        """Busy until there is a file `gate`; for ever where there is no name for one."""
+        while not (gate and Path(gate).exists()):
+            time.sleep(0.01)
+        return "held"
 
 
 @pytest.fixture
@@ -90,3 +104,69 @@ def test_a_slice_that_always_kills_stops(group):
     begun = served.begin("generate", ["die"], seed=1)
     with pytest.raises(ProcessLostError):
         served.finish(begun, limit="generate")
+
+
+def test_what_nobody_takes_any_more_is_waited_for_by_its_own_limit(group, tmp_path):
+    """Behind obsolete answers a weight sync would be late, and its engine killed."""
+    served, gate = group(2), tmp_path / "gate"
+    session = SimpleNamespace(has=lambda role: role == "rollout", served=lambda role: served)
+    for _ in range(2):
+        served.begin("hold", str(gate))
+    for process in served.processes:
+        assert process.place(60)  # it has come up
+    served.wait.deadlines = DeadlinesConfig(sync=2)
+    threading.Timer(4.0, gate.touch).start()
+    drop_obsolete(session)
+    assert gate.exists()
+    assert served.ask("update_weights", 3, limit="sync") == 3
+    assert not any(process.lost for process in served.processes)
+    drop_obsolete(session)  # nothing is left
+
+
+def test_obsolete_calls_that_fail_are_nobodys_errors(group):
+    served = group(1)
+    served.begin("hold", 3)  # no name of a file
+    begun = served.begin("generate", ["die"], seed=1)
+    served.begin("hold", 3)
+    served.drop("generate")
+    assert served.processes[0].lost
+    assert served.ask("generate", ["a"], seed=1, limit="generate") == (["a/0"], [])
+    with pytest.raises(ProcessLostError):
+        served.finish(begun, limit="generate")
+
+
+def test_waiting_ends_when_the_result_is_not_wanted_unless_it_is_there(group):
+    served = group(1)
+    there, never = served.begin("generate", ["a"], seed=1), served.begin("hold", "")
+    ray.wait([there.asked[0][2].reference])
+    assert served.finish(there, limit="generate", unless=lambda: True) == (["a/0"], [])
+    with pytest.raises(NotWantedError):
+        served.finish(never, limit="generate", unless=lambda: True)
+
+
+def settled(served: ServedGroup, ahead: Ahead, signalled: bool) -> list[bool]:
+    """What `settle_ahead` says, with SIGTERM before it or without."""
+    session = SimpleNamespace(served=lambda role: served)
+    clock = Clock()
+    arm = SimpleNamespace(ahead=ahead, phase=lambda name, in_ledger: clock.phase(name))
+    found = []
+    try:
+        with preemptible("x"), finishing():
+            if signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            found.append(settle_ahead(session, arm))
+            found.append(arm.ahead is ahead and not ahead.begun)
+    except Preempted:
+        assert signalled
+    return found
+
+
+def test_the_end_of_a_run_gives_up_answers_that_are_not_there(group):
+    served = group(1)
+    there = served.begin("generate", ["a"], seed=1)
+    ray.wait([there.asked[0][2].reference])
+    for signalled in (False, True):  # what has come is kept
+        assert settled(served, Ahead(2, [], begun=[there]), signalled) == [True, True]
+    never = served.begin("hold", "")
+    assert settled(served, Ahead(2, [], begun=[never]), True) == [False, False]
+    assert served.processes[0].lost  # nobody waits for it, not the ledger either

@@ -15,6 +15,7 @@ from trainers.conditions import (
     Conditions,
     LogprobPath,
     MicroBatch,
+    Overlap,
     Precision,
     RolloutCopy,
     Shards,
@@ -31,6 +32,7 @@ SAME: dict[str, Any] = {
     "rollout_copy": RolloutCopy(
         dtype="float32", max_num_seqs=256, max_model_len=384, kv_cache_tokens=4096
     ),
+    "overlap": Overlap(judge_slices=1, off_policy_steps=0),
 }
 
 
@@ -62,6 +64,8 @@ def test_equal_conditions_compare():
         ("rollout_copy", "max_model_len", 512),
         ("rollout_copy", "kv_cache_tokens", 2048),
         ("rollout_copy", "sleeps", True),
+        ("overlap", "judge_slices", 4),
+        ("overlap", "off_policy_steps", 1),
     ],
 )
 def test_one_value_is_one_difference(what, key, value):

@@ -105,6 +105,25 @@ def test_kl_term_by_hand_and_only_in_grpo(make_batch):
     assert loss.item() == 0.0
 
 
+def test_the_kl_term_is_weighted_where_other_weights_sampled(make_batch):
+    # At exp(ref - logprob) = 1/2 a token's k3 is ln 2 - 1/2 and its gradient 1/2, each times w.
+    ref, weights = OLD - math.log(2), torch.tensor([[0.5, 2.0], [1.5, float("nan")]])
+    signals = {"old_logprobs": OLD, "ref_logprobs": ref, "advantages": 0 * ADVANTAGES}
+    outputs = Outputs(logprobs_BR=OLD.clone().requires_grad_())
+    method = GRPO(GRPOConfig(kl_coef=0.1))
+    batch = make_batch(MASK, **signals, importance=weights)
+    loss, metrics = method.loss("policy", outputs, batch, {"tokens": 6.0})
+    assert metrics["loss/kl"] == (pytest.approx(4.0 * (math.log(2) - 0.5)), 3.0)
+    (gradient,) = torch.autograd.grad(loss, outputs.logprobs_BR)
+    torch.testing.assert_close(gradient, 0.1 * 0.5 * weights.nan_to_num(0.0) / 6)
+    ones = make_batch(MASK, **signals, importance=torch.ones(2, 2))
+    plain = make_batch(MASK, **signals)
+    one, other = (
+        method.loss("policy", outputs, each, {"tokens": 6.0})[0] for each in (ones, plain)
+    )
+    assert torch.equal(one, other)
+
+
 def test_halves_of_a_step_add_up_to_it(make_batch):
     torch.manual_seed(0)
     logprobs = OLD + 0.4 * torch.randn(2, 2)

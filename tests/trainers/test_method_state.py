@@ -70,3 +70,5 @@ def test_a_method_goes_on_from_its_state(name, samples, make_scored):
     if first.state():
         with pytest.raises(KeyError):
             second.load_state({})
+    asked = make_method(config).ask(samples[0])
+    assert (second.ask(samples[0]) == asked) is second.asks_alike
