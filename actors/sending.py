@@ -150,6 +150,7 @@ class NcclOutbox(Outbox):
 
     def meet(self, world_size: int) -> None:
         """Wait for the engines' workers."""
+        assert self.address is not None
         with self._held:
             self._group = nccl_sender(*self.address, world_size)
         note(f"outbox: met {world_size - 1} workers")

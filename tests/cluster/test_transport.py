@@ -25,6 +25,7 @@ from cluster.direct_sync import send_directly
 from cluster.placement import Node, Plan, Seat
 from cluster.recipe import Call, Recipe
 from cluster.session import Session
+from cluster.sync import _send
 from cluster.transport import choose_transport, gpus_of, senders
 from cluster.wait import DeadlineError, ProcessLostError
 from trainers.data.errors import UserError
@@ -427,6 +428,23 @@ def test_a_misspelt_call_is_an_error_where_something_is_sent():
     assert rank.outbox("next_parcel") is None
     with pytest.raises(AttributeError, match="next_parcle"):
         rank.outbox("next_parcle")
+
+
+def test_a_bucket_that_is_sent_again_is_said_in_one_line():
+    traceback = "ray::RolloutActor.update_weights() (pid=1)\nTraceback\nCorruptBucketError"
+    arrived = RayTaskError("update_weights", traceback, CORRUPT).as_instanceof_cause()
+    loaded: list[str] = []
+
+    def load(buckets: str) -> None:
+        loaded.append(buckets)
+        if len(loaded) == 1:
+            raise arrived
+
+    console = Said()
+    _send(SimpleNamespace(console=console), lambda: "buckets", load)
+    assert loaded == ["buckets", "buckets"]
+    why = "rollout engine failed in update_weights: CorruptBucketError: weight sync: 1 tensors"
+    assert console.lines == [f"{why} were corrupted; it is sent again"]
 
 
 # What settings say -----------------------------------------------------------------------------
