@@ -58,6 +58,8 @@ class EngineSpec:
     """Whether chance is drawn for a whole call, or for each answer by itself."""
     transport: TransportSetting = "object_store"
     """How new weights come; not `auto` any more when an engine is made."""
+    transport_why: str = ""
+    """Why it is the object store, where settings say so; "" where nobody asked."""
     takes_turns: bool = False
     """Whether the policy is off the device while the engine is on it."""
     lora_rank: int = 0

@@ -64,7 +64,9 @@ def hidden_states(vlm: Any, batch: Batch) -> HiddenStates:
 
 
 def forward_shape(vlm: Any, batch: Batch) -> tuple[int, int]:
-    """Rows and length of what the model is given for the batch."""
+    """Rows and length of what the model is given for the batch; packed, this waits for its device
+    to count tokens.
+    """
     if packs(vlm):
         return 1, int(batch.attention_mask_BT.sum())
     rows, length = batch.input_ids_BT.shape

@@ -2,7 +2,8 @@
 or by broadcast, for vLLM's own weight-transfer engines (`actors.transports`).
 
 One bucket after the other is on its way, so that what a transfer needs beside the weights is one
-bucket, merged adapters and gathered ZeRO-3 parameters included.
+bucket, merged adapters included. Weights that ZeRO-3 has in parts do not go this way: to be renamed
+they have to be whole, all of them, in host memory.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Outbox:
         self._tensors, self._device = tensors, device
         self._bucket_bytes, self._checked = bucket_bytes, checked
         self._next: tuple[str, Tensor] | None = None
+        self.address: tuple[str, int] | None = None
+        """Where engines meet this process, if they have to."""
         self.current: list[tuple[str, Tensor]] = []
         """The bucket that is on its way."""
 
@@ -97,8 +100,8 @@ class Outbox:
         return None
 
     def close(self) -> None:
-        """Nothing is on its way any more."""
-        self.current = []
+        """Nothing is on its way any more, and nothing is to come."""
+        self.current, self._tensors, self._next = [], iter(()), None
 
 
 class IpcOutbox(Outbox):
@@ -141,13 +144,15 @@ class NcclOutbox(Outbox):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        with socket.create_server(("", 0)) as free:
-            self.address = own_address(), int(free.getsockname()[1])
+        self._held = _held_port()
+        self.address = own_address(), int(self._held.getsockname()[1])
         self._group: Any = None
 
     def meet(self, world_size: int) -> None:
         """Wait for the engines' workers."""
-        self._group = nccl_sender(*self.address, world_size)
+        assert self.address is not None
+        with self._held:
+            self._group = nccl_sender(*self.address, world_size)
         note(f"outbox: met {world_size - 1} workers")
 
     def broadcast(self) -> None:
@@ -159,11 +164,24 @@ class NcclOutbox(Outbox):
         note("outbox: a bucket was broadcast")
 
     def close(self) -> None:
-        """The group goes, too."""
+        """The group goes, too, and the port if nobody met here."""
         super().close()
+        self._held.close()
         if hasattr(self._group, "destroy"):
             self._group.destroy()
         self._group = None
+
+
+def _held_port() -> socket.socket:
+    """A free port that stays ours until it is listened at.
+
+    Nobody is given a port that is bound. But a second socket may bind it while the first does not
+    listen and both allow it (SO_REUSEADDR), as that of vLLM's group does.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    return held
 
 
 OUTBOXES: dict[str, type[Outbox]] = {"ipc": IpcOutbox, "nccl": NcclOutbox}
@@ -176,22 +194,23 @@ class Sends:
     spec: Any
     rank: int
     device: torch.device
+    _outbox: Outbox | None = None
+    """None on a rank that does not send."""
 
     def open_outbox(
         self, transport: Direct, bucket_bytes: int, senders: tuple[int, ...], *, checked: bool
     ) -> tuple[str, int] | None:
         """Begin to send from the ranks `senders`. Returns where engines meet this one, if they
-        have to. Under ZeRO-3 all ranks must call this together: they gather.
+        have to.
         """
-        vlm = self._engine.module.vlm
-        gather = self.spec.zero_stage == 3
-        sends = self.rank in senders
-        tensors = checkpoint_tensors(vlm, gather=gather, keep=sends)
-        kind = OUTBOXES[transport] if sends else Outbox
-        self._outbox = kind(iter(tensors), self.device, bucket_bytes, checked=checked)
-        return getattr(self._outbox, "address", None)
+        assert self.spec.zero_stage < 3, "under ZeRO-3 no rank has whole weights to send"
+        self._outbox = None
+        if self.rank not in senders:
+            return None
+        tensors = checkpoint_tensors(self._engine.module.vlm)
+        self._outbox = OUTBOXES[transport](tensors, self.device, bucket_bytes, checked=checked)
+        return self._outbox.address
 
     def outbox(self, call: str, *args: Any) -> Any:
-        """Call a method of the outbox, if this rank is one that has it."""
-        method = getattr(self._outbox, call, None)
-        return None if method is None else method(*args)
+        """Call a method of the outbox, if this rank has one."""
+        return None if self._outbox is None else getattr(self._outbox, call)(*args)

@@ -182,8 +182,9 @@ class TrainActor(Sends):
         tenant.meter = self.meter  # one process has one peak
         self._base, self._tenant = base, tenant
         tenant._base, tenant._borrows = base, True
+        self._held = None  # what it holds is of other kinds now
         for copy in (self, tenant):
-            copy._bytes, copy._held = bytes_by_kind(copy._tensors()), None
+            copy._bytes = bytes_by_kind(copy._tensors())
 
     def tenant(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the second copy."""
@@ -310,14 +311,15 @@ class TrainActor(Sends):
         )
 
     def _track_scoring(self, batch: Batch) -> AbstractContextManager[Any]:
-        return self._track("logprobs", batch)
+        return self._track("logprobs", batch, forward_shape(self._engine.module.vlm, batch))
 
-    def _track(self, phase: str, batch: Batch) -> AbstractContextManager[StorageTracker | None]:
-        """Count what comes and goes with `batch`, if it is the largest so far."""
+    def _track(
+        self, phase: str, batch: Batch, shape: tuple[int, int]
+    ) -> AbstractContextManager[StorageTracker | None]:
+        """Count what comes and goes with `batch`, a forward of this shape, if it is the largest."""
         self._held = None
         # Adam's states exist from the second step on, so the first is not representative.
-        counts = self.steps or phase != "train"
-        size = math.prod(forward_shape(self._engine.module.vlm, batch)) if counts else 0
+        size = math.prod(shape) if self.steps or phase != "train" else 0
 
         def held() -> dict[str, list[Tensor]]:
             return {**self._tensors(), "activations": list(batch.tensors())}
@@ -408,10 +410,10 @@ class TrainActor(Sends):
         sum_of_losses = torch.zeros((), device=self.device)
         for index, (batch, weight) in enumerate(batches):
             last = index == len(batches) - 1
-            shape = forward_shape(self._engine.module.vlm, batch)
+            shape = forward_shape(self._engine.module.vlm, batch)  # once: it may wait for a GPU
             self._largest = max(self._largest, shape, key=math.prod)
             self._engine.set_gradient_accumulation_boundary(last)
-            with self._track("train", batch) as tracker:
+            with self._track("train", batch, shape) as tracker:
                 loss, metrics = method.loss(self.spec.role, self._engine(batch), batch, totals)
                 sum_of_losses += loss.detach()
                 # DeepSpeed averages gradients over ranks; the loss is a share of the global sum.

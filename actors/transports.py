@@ -43,6 +43,8 @@ class Choice:
 
     transport: Transport
     why: str
+    falls_back: bool = False
+    """`auto` chose it: if it fails the object store takes its place."""
 
     def __str__(self) -> str:
         return f"{WORDS[self.transport]}; {self.why}"
@@ -79,7 +81,8 @@ def choose(
         return Choice(asked, "as train.transport says")
     for transport in DIRECT:
         if not lacks[transport]:
-            return Choice(transport, f"vLLM {reach.vllm} has it, and the placement allows it")
+            why = f"vLLM {reach.vllm} has it, and the placement allows it"
+            return Choice(transport, why, falls_back=True)
     reasons = dict.fromkeys(lacks.values())
     return Choice("object_store", "; ".join(reasons))
 

@@ -61,7 +61,8 @@ def checkpoint_tensors(
     stays as it is. Otherwise an adapter is two tensors, named as its layer in the checkpoint is:
     `layer.lora_A.weight`, and `layer.lora_B.weight` with the scaling in it. With `gather` (ZeRO-3)
     the partitioned parameters are gathered first, `gather_bytes` at a time, and copied to host
-    memory while they are whole. Every rank must call; one that does not `keep` them gets nothing.
+    memory while they are whole: a rank that keeps them has the whole model there before the first
+    is given. Every rank must call; one that does not `keep` them gets nothing.
     """
     state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
     if gather:

@@ -36,6 +36,7 @@ from cluster.residency import awake, train_spec
 from cluster.session import Clock, Session
 from cluster.sources import DrawnPrompts
 from cluster.sync import sync
+from cluster.transport_config import asked_transport
 from cluster.writer import load_writer
 from trainers.comparison import Comparison, CurvePoint, Evaluated, save, write_atomic
 from trainers.data.errors import UserError
@@ -316,7 +317,8 @@ def set_judge(run: CompareRun, arm: Arm) -> None:
 
 def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> EngineSpec:
     """What the rollout engine loads."""
-    adapter, kept = config.train.lora_sync == "adapter", config.overlap.off_policy_steps > 0
+    adapter = config.train.lora_sync == "adapter"
+    transport, transport_why = asked_transport(config)
     return EngineSpec(
         model_dir=str(model_dir),
         image_root=str(store.root),
@@ -328,7 +330,8 @@ def engine_spec(model_dir: Path | str, store: ImageStore, config: RunConfig) -> 
         sleep=config.rollout.sleep,
         tensor_parallel=config.rollout.tensor_parallel,
         seeds=config.rollout.seeds,
-        transport="object_store" if kept or adapter else config.train.transport,
+        transport=transport,
+        transport_why=transport_why,
         takes_turns=config.train.time_slice,
         lora_rank=config.train.lora_rank if adapter else 0,
         lora_vision=adapter and config.train.lora_vision,

@@ -14,9 +14,9 @@ from trainers.comparison import (
     Evaluated,
     MethodResult,
     load,
-    load_as,
     write_atomic,
 )
+from trainers.json_files import load_as
 
 FILE = "captions.json"
 """Held-out captions by model, for the gallery, and the base's point of the curves."""

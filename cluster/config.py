@@ -20,6 +20,7 @@ from cluster.micro_batch_config import MicroBatchConfig
 from cluster.negatives_config import NegativesConfig
 from cluster.overlap_config import OverlapConfig, require_overlap_fits
 from cluster.placement_config import PlacementConfig, agree
+from cluster.transport_config import check_transport
 from rewards.config import JudgeCheckConfig, JudgeConfig
 from trainers.config import (
     METHODS,
@@ -107,7 +108,8 @@ class TrainConfig(MicroBatchConfig):
     in time."""
     transport: TransportSetting = "auto"
     """How weights get to the rollout engine; what cannot work here is refused, `auto` chooses and
-    says why: docs/placement.md."""
+    says why: docs/placement.md. What fails under `auto` is given up, and the run goes on without
+    it."""
     bucket_mib: int = Field(default=256, ge=1)
     """Largest message of a weight sync."""
     checksum_every: int = Field(default=4, ge=1)
@@ -164,6 +166,7 @@ class TrainConfig(MicroBatchConfig):
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:
         check_adapters(self)
+        check_transport(self)
         return self
 
 

@@ -77,6 +77,7 @@ class DebugSession(Session):
             )
         # A worker has these from its start; here they must be there before the slow imports.
         os.environ.update(self._environment())
+        self.not_direct = "with --debug policy and engine are one process"
         hook = os.environ.get("PYTHONBREAKPOINT")
         super().__enter__()
         # Ray puts a debugger of its own there.

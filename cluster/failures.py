@@ -75,16 +75,18 @@ def reported(console: Console, folder: Path, *, new: bool = True) -> Iterator[No
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         console.log(traceback.format_exc())
         log = folder / "run.log"
-        raise RunFailedError(f"{_line(error)}; the whole story is in {log}") from None
+        raise RunFailedError(f"{one_line(error)}; the whole story is in {log}") from None
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """One line with role and call for what came from an actor."""
     if isinstance(error, RayTaskError):
         # Ray keeps the call only in the text.
         found = re.search(r"ray::(\w+)\.(\w+)\(", str(error))
         actor, call = found.groups() if found else ("an actor", "a task")
         return f"{ROLES.get(actor, actor)} failed in {call}: {_first(error.cause)}"
+    if isinstance(error, RunStoppedError):
+        return str(error)
     if isinstance(error, RayActorError):
         return (
             "a process of the run ended unexpectedly, most often for lack of memory (lower "

@@ -34,13 +34,14 @@ from cluster.text_model import writer_folder
 from cluster.writer import load_writer
 from rewards.config import AnyJudge
 from trainers.checkpoint import CHECKPOINTS
-from trainers.comparison import Comparison, Evaluated, load, load_as, save, write_atomic
+from trainers.comparison import Comparison, Evaluated, load, save, write_atomic
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.model_folder import check_model_folder, longest_context
 from trainers.data.processing import Processing
 from trainers.data.records import Sample
 from trainers.gallery import Gallery, gallery_item, load_gallery
+from trainers.json_files import load_as
 from trainers.registry import make_method
 from trainers.report import write_report
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from trainers.comparison import MethodResult, first_problem
+from trainers.comparison import MethodResult
 from trainers.data.errors import UserError
+from trainers.json_files import first_problem
 from trainers.random_state import check_random_state, check_state_of
 
 STATE = "state.json"

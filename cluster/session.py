@@ -107,6 +107,11 @@ class Session:
         self._single: dict[str, ServedGroup] = {}
         self.transport: Choice | None = None
         """How weights get to the rollout engines; None before one was loaded."""
+        self.not_direct = ""
+        """Why `train.transport=auto` takes the object store here whatever there is; "" if nothing
+        says so."""
+        self.direct_worked = False
+        """Whether a sync from device to device came to its end."""
         self.restarts: list[str] = []
         """Roles of the processes that were brought back."""
 
@@ -324,7 +329,10 @@ class Session:
         """Start the rollout engines; they only sleep where they share a GPU."""
         spec = changed(spec, sleep=spec.sleep and self.shares("rollout"))
         choice = choose_transport(
-            spec, self.plan, lambda: self.ask("rollout", "reach", limit="load")
+            spec,
+            self.plan,
+            lambda: self.ask("rollout", "reach", limit="load"),
+            not_direct=self.not_direct,
         )
         if choice.why and choice != self.transport:
             self.console.line(f"weights: {choice}")

@@ -12,7 +12,7 @@ import numpy as np
 from actors.weight_sync import Adapters, CorruptBucketError
 from cluster.arm import Arm
 from cluster.direct_sync import send_directly
-from cluster.failures import RunStoppedError
+from cluster.failures import RunStoppedError, one_line
 from cluster.recipe import Call
 from cluster.residency import at_work, awake
 from cluster.session import Session
@@ -118,7 +118,7 @@ def _send(session: Session, make: Callable[[], Any], load: Callable[[Any], None]
         except CorruptBucketError as error:
             if last:
                 raise
-            session.console.warn(f"{error}; it is sent again")
+            session.console.warn(f"{one_line(error)}; it is sent again")
 
 
 def require_version(arm: Arm, rollouts: Sequence[Rollout], *, behind: int = 0) -> None:

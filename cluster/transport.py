@@ -9,14 +9,24 @@ from actors.transports import Choice, Gpu, Reach, choose
 from cluster.placement import Plan
 
 
-def choose_transport(spec: EngineSpec, plan: Plan, look: Callable[[], Reach]) -> Choice:
-    """The transport for engines of `spec`; `look` asks one of them what it finds, if it matters.
+def choose_transport(
+    spec: EngineSpec, plan: Plan, look: Callable[[], Reach], *, not_direct: str = ""
+) -> Choice:
+    """The transport for engines of `spec`.
+
+    Args:
+        look: asks one of them what it finds, if it matters.
+        not_direct: why `auto` is to take the object store.
 
     Raises:
         UserError: `train.transport` names one that cannot work here.
     """
-    if spec.transport == "object_store" or not any(s.role == "policy" for s in plan.seats):
-        return Choice("object_store", "")  # nobody asked, or nothing is trained
+    if not any(s.role == "policy" for s in plan.seats):
+        return Choice("object_store", "")  # nothing is trained
+    if spec.transport == "object_store":
+        return Choice("object_store", spec.transport_why)
+    if spec.transport == "auto" and not_direct:
+        return Choice("object_store", not_direct)
     return choose(
         spec.transport,
         look(),

@@ -10,12 +10,12 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trainers.conditions import Conditions, Difference, differences
-from trainers.data.errors import UserError
+from trainers.json_files import load_as
 
 SCHEMA_VERSION = 1
 
@@ -26,7 +26,6 @@ def _nan_to_none(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(_nan_to_none)]
 """A measured number; None (null) where it could not be measured."""
-M = TypeVar("M", bound=BaseModel)
 
 
 class _Model(BaseModel):
@@ -209,24 +208,3 @@ def write_atomic(path: Path, text: str) -> None:
 def load(path: Path) -> Comparison:
     """Read `compare.json`; `UserError` names the file and the first wrong key."""
     return load_as(Comparison, path)
-
-
-def load_as(model: type[M], path: Path, remedy: str = "run the comparison again") -> M:
-    """Read a run folder's JSON file as `model`; `UserError` names file and key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a run folder's file") from error
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        raise UserError(
-            f"{path}: {first_problem(error)}; the file is damaged or from another version, {remedy}"
-        ) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """`key: what is wrong with it`, in one line whatever the file's keys hold."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "file"
-    return " ".join(f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}".split())

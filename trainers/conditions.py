@@ -128,8 +128,12 @@ class Difference(_Part):
     """Arm -> the values that differ."""
 
 
-COMPARED = {"micro_batch": ("tokens",)}
-"""Parts of which not everything decides; the rest is there to explain it."""
+COMPARED = {
+    "micro_batch": ("tokens",),
+    "rollout_copy": ("dtype", "max_num_seqs", "max_model_len", "kv_cache_tokens", "sleeps"),
+}
+"""Parts of which not everything decides; the rest is there to explain it, or says by which way the
+same weights came."""
 MEASURED = ("tokens", "kv_cache_tokens")
 """Values that may differ by `TOLERANCE`."""
 

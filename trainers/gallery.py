@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainers.comparison import SCHEMA_VERSION, load_as
+from trainers.comparison import SCHEMA_VERSION
+from trainers.json_files import load_as
 
 
 class GalleryItem(BaseModel):

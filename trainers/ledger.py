@@ -15,8 +15,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
-from trainers.comparison import first_problem
 from trainers.data.errors import UserError
+from trainers.json_files import first_problem
 
 PHASES = ("generate", "judge", "logprobs", "train", "sync")
 """Phases of a round at whose end every process reports, in order."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from typing import Literal, assert_never
 
 from trainers.data.records import PreferencePair, ScoredRollout
@@ -25,12 +27,24 @@ class MinedPairs:
 
     pairs: tuple[PreferencePair, ...]
     stats: dict[str, float]
+    num_answers: int
+    unscored_combinations: int
+    """Two-combinations of answers to one prompt, one of which at least has no score."""
 
     @property
     def why_none(self) -> str:
-        """For a round without pairs: what most of its two-combinations were dropped for."""
-        number, why = max((self.stats[f"pairs/{key}"], why) for key, why in WHY_DROPPED.items())
-        return why if number else "no prompt has two answers; raise rollout.num_rollouts_per_prompt"
+        """For a round without pairs: what most of its two-combinations were dropped for; of equal
+        numbers the first of `WHY_DROPPED`.
+
+        A cap, a duplicate or a length drops pairs of which another stays, so never all.
+        """
+        dropped = {key: self.stats[f"pairs/{key}"] for key in WHY_DROPPED if key != "failures"}
+        numbers = {"failures": self.unscored_combinations, **dropped}
+        if not any(numbers.values()):
+            return "no prompt has two answers; raise rollout.num_rollouts_per_prompt"
+        most = max(WHY_DROPPED, key=lambda key: numbers[key])
+        failed = f"{self.stats['pairs/failures']:.0f} of {self.num_answers}"
+        return WHY_DROPPED[most].format(failed=failed)
 
 
 def mine_pairs(
@@ -84,7 +98,15 @@ def mine_pairs(
         for c, r in taken
     )
     stats["pairs/length_threshold"] = threshold
-    return MinedPairs(pairs=pairs, stats=stats | _summary(pairs, len(groups)))
+    answers = Counter(item.rollout.sample_id for item in scored)
+    return MinedPairs(
+        pairs=pairs,
+        stats=stats | _summary(pairs, len(groups)),
+        num_answers=len(scored),
+        unscored_combinations=sum(
+            comb(number, 2) - comb(len(groups[sample]), 2) for sample, number in answers.items()
+        ),
+    )
 
 
 def balance_lengths(
@@ -120,13 +142,13 @@ _COUNTS = (
 
 
 WHY_DROPPED = {
+    "failures": "the judge failed on {failed} answers",
+    "dropped_identical": "all responses to a prompt are the same text; raise rollout.temperature",
     "dropped_margin": "all scores of a prompt are within method.pairs.margin; a judge that gives "
     "equal scores cannot teach",
-    "failures": "the judge gave no response a score",
-    "dropped_identical": "all responses to a prompt are the same text; raise rollout.temperature",
     "dropped_truncated": "the better responses were all cut off; raise rollout.max_tokens",
 }
-"""Count -> what the user is told."""
+"""Count -> what the user is told; what comes first is to be mended first."""
 
 
 def _check(margin: float, max_pairs_per_prompt: int) -> None:

@@ -132,6 +132,16 @@ def test_the_base_is_counted_once(train_actor, specs, groups, stage):
 
 
 @pytest.mark.deepspeed
+def test_what_a_base_was_counted_as_before_is_forgotten(train_actor, specs):
+    train_actor.load(specs("policy"))
+    alone = train_actor.end_phase("load").copies["policy"]
+    train_actor.load_tenant(specs("critic"))
+    both = train_actor.end_phase("load").copies["policy"]
+    assert "shared_weights" not in alone
+    assert both["shared_weights"] + both["weights"] == alone["weights"]
+
+
+@pytest.mark.deepspeed
 def test_it_goes_with_the_copy_that_it_lives_on(train_actor, specs):
     train_actor.load(specs("policy"))
     train_actor.load_tenant(specs("critic"))

@@ -98,6 +98,21 @@ def test_a_resumed_copy_takes_the_same_steps(train_actor, spec, samples, tmp_pat
     assert actor.steps == 4
 
 
+def test_loaded_optimiser_states_are_in_the_ledger(train_actor, spec, samples, tmp_path):
+    actor = train_actor
+    actor.load(spec())
+    rounds(actor, samples, 1)
+    actor.save_state(str(tmp_path))
+    held = actor.end_phase("train").copies["policy"]
+    assert held["optimizer"]
+
+    actor.load(spec())
+    assert "optimizer" not in actor.end_phase("load").copies["policy"]  # and it was counted
+    actor.load_state(str(tmp_path))
+    found = actor.end_phase("load").copies["policy"]
+    assert found["optimizer"] == held["optimizer"]
+
+
 def test_another_zero_stage_goes_on_to_rounding(train_actor, spec, samples, tmp_path):
     actor = train_actor
     actor.load(spec(zero_stage=2))

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from actors import train
 from trainers.batch import Row, encode_row
 from trainers.conditions import LogprobPath, MicroBatch, Precision, Shards
 from trainers.config import SFTConfig
@@ -43,9 +44,10 @@ def test_the_largest_micro_batch_is_the_one_that_was_forwarded(
     shapes = []
     original = train_actor._track
 
-    def tracked(phase, batch):
+    def tracked(phase, batch, shape):
         shapes.append(tuple(batch.input_ids_BT.shape))
-        return original(phase, batch)
+        assert shape == shapes[-1]
+        return original(phase, batch, shape)
 
     monkeypatch.setattr(train_actor, "_track", tracked)
     found = trained(train_actor, tiny_model, store, rows, micro_batch_size=4).micro_batch
@@ -58,6 +60,19 @@ def test_the_largest_micro_batch_is_the_one_that_was_forwarded(
     )
     longest = max(len(encode_row(row, train_actor.processing).input_ids) for row in rows)
     assert max(length for _, length in shapes) == longest
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_micro_batch_is_measured_once(train_actor, tiny_model, store, rows, monkeypatch, packing):
+    measured = []
+    original = train.forward_shape
+    monkeypatch.setattr(
+        train, "forward_shape", lambda vlm, batch: measured.append(batch) or original(vlm, batch)
+    )
+    trained(train_actor, tiny_model, store, rows, micro_batch_size=4, packing=packing)
+    assert len(measured) == 3  # micro-batches, as above; packed, each measure is a wait
+    train_actor.score_rows(rows, batch_size=4)
+    assert len(measured) == 5
 
 
 def test_precision_is_that_of_the_tensors(train_actor, tiny_model, store, rows):

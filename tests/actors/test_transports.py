@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import socket
+import weakref
 
 import pytest
 import torch
@@ -167,9 +169,40 @@ def test_a_checksum_is_of_the_bytes():
     assert tensor_checksum(torch.zeros(0)) == 0
 
 
+def test_a_closed_outbox_holds_no_weights():
+    tensors = [(f"w{i}", torch.ones(4)) for i in range(3)]
+    held = weakref.ref(tensors[2][1])
+    outbox = Outbox(iter(tensors), torch.device("cpu"), 16, checked=False)
+    outbox.next_parcel()  # one is in the bucket, the next was looked at
+    del tensors
+    assert held() is not None
+    outbox.close()
+    assert held() is None and outbox.next_parcel() is None
+
+
 def test_an_nccl_outbox_says_where_it_is_met():
-    host, port = NcclOutbox(iter(()), torch.device("cpu"), 1, checked=False).address
+    outbox = NcclOutbox(iter(()), torch.device("cpu"), 1, checked=False)
+    host, port = outbox.address
     assert host and 1024 <= port < 2**16
+    with pytest.raises(OSError, match="in use"), socket.socket() as other:
+        other.bind(("", port))  # nobody else gets the port
+    outbox.close()
+    with socket.socket() as other:
+        other.bind(("", port))
+
+
+@pytest.mark.vllm
+def test_vllms_group_listens_at_the_port_that_was_held(monkeypatch):
+    from vllm.distributed.device_communicators import pynccl
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(pynccl, "PyNcclCommunicator", lambda group, device: group)
+    outbox = NcclOutbox(iter(()), torch.device("cpu"), 1, checked=False)
+    outbox.meet(1)
+    assert outbox._group.world_size == 1
+    with socket.create_connection(outbox.address, timeout=5):
+        pass  # it is there
+    outbox.close()
 
 
 def test_adam_is_fused_on_a_gpu_and_deepspeeds_own_in_host_memory(monkeypatch):

@@ -26,11 +26,12 @@ from rewards.rubric import FOLDER as RUBRICS
 from rewards.rubric import load_rubric
 from tests.damaged import damaged
 from trainers import checkpoint
-from trainers.comparison import Comparison, CurvePoint, Evaluated, MethodResult, load, load_as
+from trainers.comparison import Comparison, CurvePoint, Evaluated, MethodResult, load
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
 from trainers.data.preferences import read_pairs
 from trainers.gallery import Gallery, gallery_item, load_gallery
+from trainers.json_files import load_as
 from trainers.ledger import LedgerRow, binding_phase, copies_at, phase_bytes, read_rows
 from trainers.random_state import random_state, state_of
 

@@ -42,6 +42,12 @@ def under(**changes: dict[str, Any]) -> Conditions:
     return Conditions(**parts)
 
 
+def test_by_which_way_the_same_weights_came_does_not_decide():
+    arms = {"dpo": under(), "ppo": under(rollout_copy={"transport": "ipc"})}
+    assert differences(arms) == []
+    assert arms["ppo"].rollout_copy.transport == "ipc"  # it is reported
+
+
 def test_equal_conditions_compare():
     assert differences({name: under() for name in ("ppo", "dpo", "nsft")}) == []
     assert differences({"ppo": under()}) == differences({}) == []

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.data.records import Rollout, ScoredRollout
-from trainers.pairs import LENGTH_THRESHOLDS, balance_lengths, mine_pairs
+from trainers.pairs import LENGTH_THRESHOLDS, WHY_DROPPED, balance_lengths, mine_pairs
 
 
 def scored(
@@ -103,7 +103,7 @@ def test_a_response_that_was_cut_off_is_rejected_only():
     [
         ([scored("a", 1.0, finish="length"), scored("b", 0.0)], "cut off; raise rollout.max_tok"),
         ([scored("a", 1.0, "same"), scored("b", 0.0, "same")], "raise rollout.temperature"),
-        ([scored("a", None), scored("b", None)], "gave no response a score"),
+        ([scored("a", None), scored("b", None)], "the judge failed on 2 of 2 answers"),
         ([scored("a", 1.0), scored("b", 0.9)], "within method.pairs.margin"),
         ([scored("a", 1.0)], "raise rollout.num_rollouts_per_prompt"),
     ],
@@ -111,6 +111,73 @@ def test_a_response_that_was_cut_off_is_rejected_only():
 def test_a_round_without_pairs_says_why(items, why):
     mined = mine(items)
     assert not mined.pairs and why in mined.why_none
+
+
+def one_of_two(sample: str) -> list[ScoredRollout]:
+    """One answer has a score, the judge failed on the other."""
+    return [scored("a", 1.0, sample=sample), scored("b", None, sample=sample)]
+
+
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        # a judge's failure counts by the combinations that it costs
+        ([*one_of_two("s"), *one_of_two("t")], "the judge failed on 2 of 4 answers"),
+        # one failure of four answers: three combinations of six, the others are within the margin
+        (
+            [scored("a", None), *(scored(name, 1.0) for name in "bcd")],
+            "the judge failed on 1 of 4 answers",
+        ),
+        # one of five: four combinations of ten
+        ([scored("a", None), *(scored(name, 1.0) for name in "bcde")], "method.pairs.margin"),
+        # a failure with nothing to pair it with costs none
+        ([scored("a", None), *(scored(n, 1.0, sample="t") for n in "ab")], "method.pairs.margin"),
+        ([scored("a", None)], "raise rollout.num_rollouts_per_prompt"),
+    ],
+)
+def test_judge_failures_and_dropped_pairs_are_counted_alike(items, why):
+    mined = mine(items)
+    assert not mined.pairs and why in mined.why_none
+
+
+def test_of_reasons_that_weigh_the_same_the_first_to_mend_is_told():
+    reasons = {
+        "failures": one_of_two("s"),
+        "dropped_identical": [scored(n, 1.0, "x", sample="t") for n in "ab"],
+        "dropped_margin": [scored(n, 1.0, sample="u") for n in "ab"],
+        "dropped_truncated": [
+            scored("a", 1.0, sample="v", finish="length"),
+            scored("b", 0.0, sample="v"),
+        ],
+    }
+    assert list(reasons) == list(WHY_DROPPED)
+    told = []
+    for first in range(len(reasons)):
+        left = [item for items in list(reasons.values())[first:] for item in items]
+        told.append(mine(left[::-1]).why_none)
+    assert told == [WHY_DROPPED[key].format(failed="1 of 8") for key in reasons]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("st"), st.one_of(st.none(), st.integers(0, 3)), st.booleans()),
+        max_size=8,
+    ),
+    st.sampled_from(["best_worst", "all", "all_ranks", "best_random"]),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_a_round_with_a_candidate_has_a_pair(answers, strategy, min_share_kept):
+    """So no cap, no duplicate and no length is ever the reason for a round without any."""
+    items = [
+        scored(str(n), None if score is None else float(score), "w " * n, sample, finish)
+        for n, (sample, score, cut) in enumerate(answers)
+        for finish in ["length" if cut else "stop"]
+    ]
+    mined = mine(
+        items, strategy=strategy, length_balance=True, min_share_kept=min_share_kept, margin=1.0
+    )
+    assert bool(mined.pairs) == bool(mined.stats["pairs/candidates"])
+    assert mined.pairs or mined.why_none
 
 
 def test_identical_texts_are_never_paired_and_no_text_pair_comes_twice():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 
 import pytest
 
 from cluster.cli import build_parser, main
+from cluster.planner import copy_plan
 from cluster.planner.architectures import load_architecture
 from cluster.planner.copies import copy_tensors
 from cluster.planner.gpus import find_gpu
@@ -165,6 +167,29 @@ def test_without_sharding_gradients_are_there_twice_when_they_are_reduced(planne
     many = replace(few, response_tokens=2000, micro_batch_size=16, gradient_checkpointing=False)
     nsft = planner.plan(METHODS["nsft"], many, 1).phases["train"]["policy"]
     assert nsft["activations"] > nsft["gradients"] and not nsft["communication"]
+
+
+@pytest.mark.parametrize(("bf16", "width"), [(True, 2), (False, 4)])
+@pytest.mark.parametrize("cap", [None, 0.75])
+def test_reduced_gradients_are_as_wide_as_the_weights_and_at_most_so_many(
+    planner, monkeypatch, bf16, width, cap
+):
+    few = Settings(zero_stage=0, text_tokens=1, response_tokens=1, images=0, micro_batch_size=1)
+    elements = planner.architecture.num_parameters
+    flattened = elements if cap is None else int(cap * elements)
+    if cap is not None:
+        monkeypatch.setattr(copy_plan, "FLATTENED", flattened)
+    nsft = planner.plan(METHODS["nsft"], replace(few, bf16=bf16), 1).phases["train"]["policy"]
+    assert (nsft["gradients"], nsft["communication"]) == (width * elements, width * flattened)
+    assert "activations" not in nsft
+
+
+@pytest.mark.deepspeed
+def test_that_many_is_deepspeeds_own_number():
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    default = inspect.signature(DeepSpeedEngine.buffered_allreduce_fallback).parameters
+    assert default["elements_per_buffer"].default == copy_plan.FLATTENED
 
 
 def test_more_gpus_never_need_more_on_each(planner):
