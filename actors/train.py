@@ -226,8 +226,10 @@ class TrainActor(Sends, GivesBack):
             largest=self._largest,
         )
 
-    def end_phase(self, phase: str) -> Reading:
-        """This process's memory in the phase that ends now, for the ledger."""
+    def end_phase(self, phase: str, beside: Copies | None = None) -> Reading:
+        """This process's memory in the phase that ends now, for the ledger; `beside` is what copies
+        hold that share the process and are none of this actor's.
+        """
         if self._engine is None:
             return self.meter.read(phase, {})
         if self._parking.parked:
@@ -236,7 +238,7 @@ class TrainActor(Sends, GivesBack):
         if self._tenant is not None:
             device, host = self._tenant._bytes_by_place()
             on_device, on_host = on_device | device, on_host | host
-        return self.meter.read(phase, on_device, on_host)
+        return self.meter.read(phase, on_device | (beside or {}), on_host)
 
     def _bytes_by_place(self) -> tuple[Copies, Copies]:
         if self._held is None:  # it has worked since it was last counted
