@@ -192,6 +192,7 @@ def _cell(
             # Peaks are the steps' own from here on.
             held = {own: each.end_phase("prepare").copies[own] for own, each in trained.items()}
             held |= {own: copy.memory() for own, copy in frozen.items()}
+            actor.meter.forget()
             seconds += _steps(actor, groups, method, optimisation)
             reading = actor.end_phase("train", {own: held[own] for own in held if own != role})
             processes[role] = process_bytes(reading)
