@@ -82,6 +82,12 @@ def reason(text: str) -> str:
     )
 
 
+def said(error: Exception) -> str:
+    """Kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def end_marked(mark: str) -> None:
     """Kill every process of ours whose environment has this mark, until none is left."""
     end = time.monotonic() + GRACE

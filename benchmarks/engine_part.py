@@ -16,6 +16,7 @@ from actors.micro_batches import Forwards
 from actors.modules import PolicyModule, load_vlm
 from actors.scoring import score_rows
 from actors.weight_sync import checkpoint_tensors, make_buckets, open_bucket
+from benchmarks.cut import said
 from benchmarks.flops import Work, language_flops, utilisation, vision_flops
 from benchmarks.shapes import image_tokens
 from cluster.planner.architectures import load_architecture
@@ -66,12 +67,6 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         cell["failure"] = f"sync: {said(error)}"
     engine.close()
     return cell
-
-
-def said(error: Exception) -> str:
-    """Kind and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _drawn(folder: Path, store: ImageStore, number: int, tokens: int) -> list[tuple[int, ...]]:

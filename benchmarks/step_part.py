@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from actors.extensions import load_adam_extension
 from actors.giving_back import give_back_dead
+from benchmarks.cut import said
 from benchmarks.flops import Work, step_flops, utilisation
 from cluster.bench import Cell, Load, bench_memory
 from cluster.bench_plan import Shortage, total
@@ -39,10 +41,6 @@ def measure(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A cell for each method with all its weights trained, then one with adapters."""
     architecture = load_architecture(spec["folder"])
     load = load_of(architecture, tiny=spec["tiny"])
-    if torch.cuda.is_available():
-        from actors.extensions import load_adam_extension
-
-        load_adam_extension()
     for method in spec["methods"]:
         for regime in FULL:
             cell = attempt(spec["folder"], architecture, method, regime, load)
@@ -56,12 +54,16 @@ def measure(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def attempt(
     folder: str, architecture: Architecture, method: str, regime: str, load: Load
 ) -> dict[str, Any]:
-    """One cell, or why there is none; memory that ran out ends this cell and no other."""
+    """One cell, or why there is none: memory that ran out, or a compiler that is not there, ends this
+    cell and no other.
+    """
     row: dict[str, Any] = {"part": "step", "method": method, "regime": regime}
     try:
+        if regime == "offload" and torch.cuda.is_available():
+            load_adam_extension()
         (cell,) = bench_memory([folder], [method], load, [regime])
-    except torch.OutOfMemoryError as error:
-        why = f"OutOfMemoryError: {str(error).splitlines()[0]}"
+    except Exception as error:  # noqa: BLE001 it is a row of the table
+        why = said(error)
     else:
         return {**row, **told(cell, architecture, load)}
     # Out here, as the error holds the frames and they hold the copies.
