@@ -23,6 +23,7 @@ def options(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": spec["folder"],
         "judge": "random",
+        "judge_check.min_accuracy": 0,  # that it knows nothing is known
         "rounds": 1,
         "rollout.num_prompts": 8 if small else 32,
         "rollout.num_rollouts_per_prompt": 2,
@@ -117,11 +118,14 @@ def measure(spec: dict[str, Any], method: str) -> dict[str, Any]:
         output = Path(temporary)
         # This process needs a moment of its own time to say how it ended.
         ended = run(command(spec, method, output), max(1.0, spec["seconds"] - 2 * GRACE), output)
-        if ended.failure:
-            return {**cell, "failure": ended.failure}
-        (file,) = output.rglob("compare.json")
-        (result,) = json.loads(file.read_text(encoding="utf-8"))["methods"].values()
-        rows = read_rows(file.parent / "memory" / "ledger.jsonl")
+        found = [json.loads(f.read_text(encoding="utf-8")) for f in output.rglob("compare.json")]
+        result = next((arm for one in found for arm in one["methods"].values()), {})
+        if ended.failure or result.get("failure"):
+            # A run that stopped itself has written why; its last line is where its report is.
+            why = ended.failure if ended.code is None else result.get("failure") or ended.failure
+            return {**cell, "failure": why}
+        (file,) = output.rglob("ledger.jsonl")
+        rows = read_rows(file)
     parked = [row for row in rows if row.kind != "runtime"]
     return {
         **cell,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import cut, engine_part, gpu, step_part
+from benchmarks import cut, engine_part, gpu, round_part, step_part
 from benchmarks.cut import Ended
 from benchmarks.flops import Work, step_flops
 from benchmarks.gpu import Clock, has_vllm, run_part
@@ -173,6 +173,20 @@ def test_the_prediction_is_of_the_commands_own_settings(tmp_path, monkeypatch):
     weights = 4 * load_architecture(str(folder)).num_parameters
     engine = on_card.phases["generate"]["rollout_engine"]
     assert engine["kv_cache"] == 4 * 10**8 - weights
+
+
+def test_a_round_that_stopped_itself_says_why(tmp_path, monkeypatch):
+    def run(line: list[str], seconds: float, folder: Path) -> Ended:
+        result = {"methods": {"dpo": {"failure": "ratio is 2, not 1"}}}
+        (folder / "compare.json").write_text(json.dumps(result))
+        return Ended(1, "12:00 report: report.html")
+
+    plan = SimpleNamespace(peak_bytes_per_gpu=5, host_bytes=1, binding_phase="train")
+    monkeypatch.setattr(round_part, "run", run)
+    monkeypatch.setattr(round_part, "prediction", lambda *_: plan)
+    spec = {"folder": "m", "tiny": True, "seconds": 99}
+    cell = round_part.measure(spec, "dpo")
+    assert cell["failure"] == "ratio is 2, not 1" and cell["planned"] == 5
 
 
 def nested(flat: dict) -> dict:
