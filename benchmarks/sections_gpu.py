@@ -129,6 +129,7 @@ def _round(cells: Sequence[Cell]) -> list[str]:
             continue
         seconds = cell["seconds_by_phase"]
         told = ", ".join(f"{p} {seconds[p]:.1f}" for p in cell["ledger"] if p in seconds)
+        told += "" if "train" in seconds else "; nothing was trained"
         phase, sums = max(cell["ledger"].items(), key=lambda item: sum(item[1].values()))
         whole = sum(sums.values())
         shares = [f"{kind} {size / whole:.0%}" for kind, size in sums.items()]
