@@ -48,6 +48,8 @@ class EngineSpec:
     """On a CPU: memory for the KV cache."""
     gpu_memory_utilization: float = 0.4
     max_num_seqs: int = 256
+    eager: bool = False
+    """No CUDA graphs and nothing compiled: a start of seconds, paid for in every step."""
     bf16: bool = False
     seed: int = 0
     sleep: bool = False
@@ -151,7 +153,7 @@ class Engine:
         self.llm: Any = self._start(
             LLM,
             dtype="bfloat16" if spec.bf16 else "float32",
-            enforce_eager=not on_gpu,
+            enforce_eager=spec.eager or not on_gpu,
             limit_mm_per_prompt={"image": spec.max_images},
             tensor_parallel_size=spec.tensor_parallel,
             distributed_executor_backend="mp" if parallel else "uni",

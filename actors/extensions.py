@@ -38,6 +38,14 @@ def load_disk_extension() -> None:
         AsyncIOBuilder().load()
 
 
+def load_adam_extension() -> None:
+    """The same for Adam in host memory, which DeepSpeed compiles where a GPU's states are there."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    with own_builds("quartet-adam"):
+        CPUAdamBuilder().load()
+
+
 @contextmanager
 def own_builds(name: str) -> Iterator[None]:
     """Inside, extensions are built and found in `name`, one process at a time; there, each

@@ -2,8 +2,9 @@
 
 Tensors that stay (weights, optimiser states) are read from the objects that own them. Tensors that
 come and go are tracked in the largest batch so far of each phase (`actors.tracker`), so that most
-batches cost nothing. On a GPU the allocator's maximum is the truth and activations are what is left
-of it; on a CPU, whose allocator keeps none, the tracked sum is.
+batches cost nothing. On a GPU the allocator's maximum is the truth: what copies claim is held
+against it, and the rest is `unattributed`. On a CPU, whose allocator keeps none, the tracked sum
+is.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Reading:
     """copy -> kind -> bytes that are parked in host memory."""
     alone: frozenset[str] = frozenset()
     """Copies that were on the device for their turn only."""
-    runtime: int
-    """Bytes of the process that are no tensors."""
+    runtime: int | None
+    """Bytes of the process that are no tensors; None where the driver does not tell."""
     source: str
     """`storages` or `allocator`: where the sum of `copies` comes from."""
     cpu_seconds: float = field(default_factory=time.process_time)
@@ -176,7 +177,8 @@ def _on_gpu(
     unmapped: Mapping[str, Mapping[str, int]],
     noted: Mapping[str, Mapping[str, int]],
 ) -> Reading:
-    """Make the rows add up to the allocator's maximum: activations are what is left of it.
+    """Make the rows add up to the allocator's maximum: what no copy claims is `unattributed`, and
+    below 0 where copies claim more than the allocator ever counted.
 
     What is unmapped is in the allocator's numbers all the time; it is taken out of them, unless it
     was there within the phase.
@@ -191,34 +193,32 @@ def _on_gpu(
     most = torch.cuda.max_memory_allocated() - away + returned
     reserved = torch.cuda.max_memory_reserved() - away + returned
     known = sum(sum(kinds.values()) for kinds in copies.values())
-    working = next((kinds for kinds in copies.values() if "activations" in kinds), None)
-    process = copies.setdefault("process", {})
-    if working is not None:
-        working["activations"] = max(0, working["activations"] + most - known)
-    else:
-        process["unattributed"] = max(0, most - known)
-    process["allocator_slack"] = reserved - most
+    copies["process"] = {"unattributed": most - known, "allocator_slack": reserved - most}
+    # The driver counts what is there now: memory may have been given back since the peak.
+    counted, kept = _nvml_bytes(), torch.cuda.memory_reserved() - away
     return Reading(
         copies=copies,
         parked={copy: dict(kinds) for copy, kinds in parked.items()},
-        runtime=max(0, _nvml_bytes(reserved - returned) - reserved + returned),
+        runtime=None if counted is None else max(0, counted - kept),
         source="allocator",
     )
 
 
-def _nvml_bytes(reserved: int) -> int:
-    """Bytes of this process on its GPU as the driver counts them, CUDA context included."""
+def _nvml_bytes() -> int | None:
+    """Bytes of this process on its GPU as the driver counts them, CUDA context included; None where
+    it does not tell: in some containers it knows the process by another number.
+    """
     import pynvml
 
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(
-        "GPU-" + str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-    )
-    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-        if process.pid == os.getpid():
-            return int(process.usedGpuMemory or 0)
-    # In a container the driver knows the process by another number.
-    return reserved
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(
+            "GPU-" + str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        )
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    return next((p.usedGpuMemory for p in processes if p.pid == os.getpid()), None)
 
 
 def resident_peak() -> int:

@@ -1,7 +1,8 @@
 """Moves a copy's tensors to host memory and back, so that copies can take turns on a device.
 
 It works on storages, not on tensors: a storage is emptied and later filled again in place, so that
-every view of it (DeepSpeed's flat buffers and the parameters inside them) stays what it was.
+every view of it (DeepSpeed's flat buffers and the parameters inside them) stays what it was. The
+memory is given back to the device, since who comes next may be another process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, UntypedStorage
+
+from actors.giving_back import give_back
 
 
 class Parking:
@@ -45,6 +48,7 @@ class Parking:
             host.untyped_storage().copy_(storage)
             storage.resize_(0)
             self._away.append((storage, host))
+        give_back()
         return self.num_bytes
 
     def wake(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from actors.forward import forward_shape
+from actors.giving_back import GivesBack, give_back
 from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes, storages
 from actors.modules import PolicyModule, load_vlm
@@ -26,7 +27,7 @@ from trainers.data.images import ImageStore
 from trainers.data.processing import Processing
 
 
-class ReferenceActor:
+class ReferenceActor(GivesBack):
     """Log-probabilities under frozen weights; `refresh` makes another policy the reference."""
 
     def __init__(self, *, num_threads: int | None = None):
@@ -62,7 +63,7 @@ class ReferenceActor:
         """Free the copy; on a GPU what the allocator kept of it, too."""
         self._module = None
         self._parking = Parking()
-        torch.cuda.empty_cache()  # does nothing without a GPU
+        give_back()
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actors.engine import Engine, EngineSpec, Request
+from actors.giving_back import GivesBack, give_back_dead
 from actors.in_process import InProcessWriter, Writer
 from actors.judge_models import JUDGING, ModelJudge
 from actors.ledger import PhaseMeter, Reading
@@ -230,7 +231,7 @@ class CritiqueJudge(ModelJudge):
         return {"weights": self._parking.num_bytes or module_bytes(self.module)}
 
 
-class JudgeActor:
+class JudgeActor(GivesBack):
     """Hosts a judge; `load` takes a function that makes it, so that heavy judges load in place."""
 
     def __init__(self, *, num_threads: int | None = None):
@@ -250,6 +251,7 @@ class JudgeActor:
             self._judge.close()
         self._judge = None
         self._key = ""
+        give_back_dead()
         self._judge = make()
         self._key = key
         note(f"load: made judge {self._judge.name}")

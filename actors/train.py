@@ -6,7 +6,6 @@ class serves the policy, the critic and the reward model, which differ only in t
 
 from __future__ import annotations
 
-import gc
 import math
 import random
 import socket
@@ -25,6 +24,7 @@ from actors.conditions import trained_conditions
 from actors.export import save_model_folder
 from actors.extensions import load_disk_extension, load_extensions
 from actors.forward import forward_shape
+from actors.giving_back import GivesBack, give_back_dead
 from actors.ledger import BORROWED, PhaseMeter, Reading
 from actors.liger import use_liger
 from actors.lora import adapters_off, add_adapters, twin
@@ -83,7 +83,7 @@ Stream = Callable[[Processing, int, int], Iterator[list[Batch]]]
 micro-batches, made inside the training process."""
 
 
-class TrainActor(Sends):
+class TrainActor(Sends, GivesBack):
     """Holds a trained copy; `load` and `unload` let one process serve several runs.
 
     A second copy can live on the first one's frozen base (`load_tenant`).
@@ -211,8 +211,8 @@ class TrainActor(Sends):
             self._tenant.unload()
         self._tenant, self._base = None, []
         self._parking = Parking()
-        gc.collect()  # DeepSpeed's engine is full of cycles, and each holds the whole copy
         self._stream = None
+        give_back_dead()  # DeepSpeed's engine is full of cycles, and each holds the whole copy
 
     def memory(self) -> dict[str, int]:
         """Bytes by kind, as measured between the last backward and its step."""
@@ -227,8 +227,10 @@ class TrainActor(Sends):
             largest=self._largest,
         )
 
-    def end_phase(self, phase: str) -> Reading:
-        """This process's memory in the phase that ends now, for the ledger."""
+    def end_phase(self, phase: str, beside: Copies | None = None) -> Reading:
+        """This process's memory in the phase that ends now, for the ledger; `beside` is what copies
+        hold that share the process and are none of this actor's.
+        """
         if self._engine is None:
             return self.meter.read(phase, {})
         if self._parking.parked:
@@ -237,7 +239,7 @@ class TrainActor(Sends):
         if self._tenant is not None:
             device, host = self._tenant._bytes_by_place()
             on_device, on_host = on_device | device, on_host | host
-        return self.meter.read(phase, on_device, on_host)
+        return self.meter.read(phase, on_device | (beside or {}), on_host)
 
     def _bytes_by_place(self) -> tuple[Copies, Copies]:
         if self._held is None:  # it has worked since it was last counted

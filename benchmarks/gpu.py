@@ -3,14 +3,17 @@
     python -m benchmarks.gpu --output benchmarks/gpu/h100.json      # on a machine with a GPU
     python -m benchmarks.gpu --tiny --output /tmp/tiny.json         # the same code, on a CPU too
 
-Parts, each in processes of its own and with a share of the time; what is cut is said:
+Parts, each in processes of its own and with a share of the time; what is cut, or had no time, is
+said, and leaves no process behind:
 
+    warm    what DeepSpeed compiles
     engine  vLLM against the trainer's log-probabilities in bfloat16 and float32; tokens a second of
             generate and logprobs; GB/s of a weight sync (without vLLM: logprobs alone)
     step    a training step of PPO, DPO and nSFT with all their copies: bytes against the plan,
             tokens a second, model FLOPs utilisation
     round   a whole round of each method by `quartet train`: seconds by phase, ledger against
-            allocator and driver. What the planner says does not fit on one card is not tried.
+            allocator and driver, beside the plan for the same settings. What the planner says does
+            not fit on one card is not tried.
 
 Three families: SmolVLM2-500M, Qwen2.5-VL-3B and LLaVA-1.5-7B, or the same in miniature (`--tiny`).
 """
@@ -23,17 +26,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cut
 from benchmarks.sections_gpu import lines
 from benchmarks.shapes import REAL, TINY, miniature
 from trainers.comparison import write_atomic
 
 METHODS = ("ppo", "dpo", "nsft")
-SHARES = {"build": 0.1, "engine": 0.35, "step": 0.3, "round": 0.25}
+SHARES = {"warm": 0.1, "build": 0.1, "engine": 0.2, "step": 0.3, "round": 0.3}
 """Of the time; what one part leaves goes to the next."""
+LEAST = 5.0
+"""Seconds below which a job is not begun."""
 
 
 def versions() -> dict[str, str]:
@@ -67,31 +74,50 @@ class Clock:
 
 
 def run_part(part: str, spec: dict[str, Any], seconds: float, folder: Path) -> list[dict[str, Any]]:
-    """Cells of a part that were done in time; the last one says why there are no more."""
+    """Cells of a part that were done in time; then why there are no more, and what is missing."""
+    named = {key: spec[key] for key in ("model", "dtype") if key in spec}
+    methods = spec["methods"] if part in ("step", "round") else [None]
+    if seconds < LEAST:
+        return [_failed(part, named, method, "no time") for method in methods]
     given, found = folder / f"{part}.json", folder / f"{part}.jsonl"
-    given.write_text(json.dumps(spec), encoding="utf-8")
+    given.write_text(json.dumps({**spec, "seconds": seconds}), encoding="utf-8")
     found.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_parts", part, str(given), str(found)]
-    what: dict[str, Any] = {key: spec[key] for key in ("model", "dtype") if key in spec}
-    why = ""
-    try:
-        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-            # Progress bars are flushed after the error.
-            why = next((line for line in reversed(said) if "Error" in line), said[-1])
-    except subprocess.TimeoutExpired:
-        why = f"cut after its {seconds:.0f} s"
+    ended = cut.run(command, seconds, folder)
     read = found.read_text(encoding="utf-8").splitlines() if found.is_file() else []
     cells: list[dict[str, Any]] = [json.loads(line) for line in read]
-    if why:
-        cells.append({"part": part, **what, "failure": why})
-        print(f"{part} {spec['model']}: {why}", flush=True)
+    if ended.failure:
+        done = {cell.get("method") for cell in cells}
+        # The one at work when it ended is the first that is not there; the others had no turn.
+        missing = [method for method in methods if method not in done]
+        cells.append(_failed(part, named, missing[0] if missing else None, ended.failure))
+        cells += [_failed(part, named, method, "no time") for method in missing[1:]]
     return cells
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """All cells; smaller models first, so that what is cut is the largest."""
+def _failed(part: str, named: dict[str, Any], method: str | None, why: str) -> dict[str, Any]:
+    of = {} if method is None else {"method": method}
+    print(" ".join([part, *named.values(), *of.values()]) + f": {why}", flush=True)
+    return {"part": part, **named, **of, "failure": why}
+
+
+def jobs(part: str, specs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What a part has to do, in ranks: a rank has its time before the next one gets any. Smaller
+    models come first, and every method has one model before any has a second.
+    """
+    if part == "warm":
+        return [[{**specs[0], "model": "all"}]]
+    if part == "engine":
+        return [[{**spec, "dtype": dtype} for spec in specs] for dtype in ("bfloat16", "float32")]
+    if part == "round":
+        return [[{**spec, "methods": [m]} for m in spec["methods"]] for spec in specs]
+    return [[dict(spec) for spec in specs]]
+
+
+def measure(
+    arguments: argparse.Namespace, folder: Path, save: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+    """All cells, which are saved after every job."""
     clock = Clock(60 * arguments.minutes)
     with_engine = has_vllm(versions())
     specs = [
@@ -107,17 +133,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     ]
     cells: list[dict[str, Any]] = []
     for part in SHARES:
-        left = clock.share(part)
+        end = time.monotonic() + clock.share(part)
         if part == "round" and not with_engine:
-            cells.append({"part": part, "model": "all", "failure": "vLLM is not installed"})
+            why = "vLLM is not installed; the steps say what the training side holds"
+            cells.append({"part": part, "model": "all", "failure": why})
             continue
-        work = [dict(spec) for spec in specs]
-        if part == "engine":
-            work = [{**spec, "dtype": d} for d in ("bfloat16", "float32") for spec in specs]
-        begun = time.monotonic()
-        for number, spec in enumerate(work):
-            share = (left - (time.monotonic() - begun)) / (len(work) - number)
-            cells += run_part(part, spec, max(1.0, share), folder)
+        for rank in jobs(part, specs):
+            for number, spec in enumerate(rank):
+                seconds = (end - time.monotonic()) / (len(rank) - number)
+                cells += run_part(part, spec, seconds, folder)
+                save(cells)
     return cells
 
 
@@ -141,19 +166,23 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="the same families in miniature")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    found = device()
-    with tempfile.TemporaryDirectory(prefix="quartet-gpu-") as temporary:
-        cells = measure(arguments, Path(temporary))
-    result = {
+    result: dict[str, Any] = {
         "label": "measured",
-        "device": found,
+        "device": device(),
         "versions": versions(),
         "tiny": arguments.tiny,
-        "minutes": {"asked": arguments.minutes, "taken": (time.monotonic() - begun) / 60},
-        "cells": cells,
+        "minutes": {"asked": arguments.minutes, "taken": 0.0},
+        "cells": [],
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+
+    def save(cells: list[dict[str, Any]]) -> None:
+        result["cells"] = cells
+        result["minutes"]["taken"] = (time.monotonic() - begun) / 60
+        write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory(prefix="quartet-gpu-") as temporary:
+        save(measure(arguments, Path(temporary), save))
     print("\n".join(lines(result)))
     return 0
 

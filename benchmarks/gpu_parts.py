@@ -18,6 +18,21 @@ from cluster.offline import go_offline
 Cells = Iterator[dict[str, Any]]
 
 
+def warm(_: dict[str, Any]) -> Cells:
+    """What DeepSpeed compiles, so that no measured step waits for it."""
+    import time
+
+    import torch
+
+    from actors.extensions import load_adam_extension, load_extensions
+
+    begun = time.monotonic()
+    load_extensions()
+    if torch.cuda.is_available():
+        load_adam_extension()
+    yield {"part": "warm", "seconds": time.monotonic() - begun}
+
+
 def build(spec: dict[str, Any]) -> Cells:
     """Random weights in bfloat16, made on the card where there is one, and a processor."""
     import shutil
@@ -45,52 +60,9 @@ def engine(spec: dict[str, Any]) -> Cells:
 
 def step(spec: dict[str, Any]) -> Cells:
     """A training step of each method, all weights and adapters."""
-    from dataclasses import asdict
+    from benchmarks.step_part import measure
 
-    import torch
-
-    from benchmarks.flops import Work, step_flops, utilisation
-    from benchmarks.shapes import image_tokens
-    from cluster.bench import Cell, Load, bench_memory
-    from cluster.bench_plan import Shortage, total
-    from cluster.planner.architectures import load_architecture
-
-    on_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if on_gpu else "cpu"
-    load = Load(batch=4, sequence=16) if spec["tiny"] else Load(batch=8, sequence=256)
-    load = Load(batch=load.batch, sequence=load.sequence, bf16=not spec["tiny"])
-    shape = load_architecture(spec["folder"])
-    images = image_tokens(spec["folder"])
-    for regime in ("full", "lora"):
-        for method in spec["methods"]:
-            (cell,) = bench_memory([spec["folder"]], [method], load, [regime])
-            row: dict[str, Any] = {"part": "step", "method": method, "regime": regime}
-            if isinstance(cell, Shortage):
-                yield {
-                    **row,
-                    "fits": False,
-                    "planned": total(cell.planned),
-                    "needed": cell.needed,
-                    "free": cell.free,
-                }
-                continue
-            assert isinstance(cell, Cell)
-            tokens = cell.tokens_per_second * cell.seconds_per_step
-            rows = load.batch if method == "ppo" else 2 * (load.batch // 2)
-            work = Work((int(tokens / rows),) * rows, rows * load.sequence, rows * images)
-            trained = 2 if method == "ppo" else 1
-            flops = trained * step_flops(shape, work, lora=regime == "lora")
-            yield {
-                **row,
-                "fits": True,
-                "measured": cell.peak,
-                "planned": total(cell.planned),
-                "copies": {copy: sum(kinds.values()) for copy, kinds in cell.measured.items()},
-                "seconds": cell.seconds_per_step,
-                "tokens_per_second": cell.tokens_per_second,
-                "mfu": utilisation(flops, cell.seconds_per_step, name),
-                "load": asdict(load),
-            }
+    yield from measure(spec)
 
 
 def whole_round(spec: dict[str, Any]) -> Cells:
@@ -101,7 +73,7 @@ def whole_round(spec: dict[str, Any]) -> Cells:
         yield {"part": "round", "method": method, **measure(spec, method)}
 
 
-PARTS = {"build": build, "engine": engine, "step": step, "round": whole_round}
+PARTS = {"warm": warm, "build": build, "engine": engine, "step": step, "round": whole_round}
 
 
 def main() -> None:

@@ -106,6 +106,13 @@ def miniature(preset: str, changes: dict[str, Any], folder: Path) -> Path:
 
 def image_tokens(folder: str | Path) -> int:
     """Tokens that the folder's own processor makes of one of the benchmark's images."""
+    return prompt_tokens(folder)[1]
+
+
+def prompt_tokens(folder: str | Path) -> tuple[int, int]:
+    """Tokens of text and of the image in one of the benchmark's prompts, by the folder's own
+    processor.
+    """
     from trainers.batch import Row, encode_row
     from trainers.data.images import ImageStore
     from trainers.data.processing import Processing
@@ -117,4 +124,5 @@ def image_tokens(folder: str | Path) -> int:
         (sample,) = scene_samples(0, 1, store.put_image)
         row = Row.of_response(sample, (processing.eos_id,), sample.id)
         ids = encode_row(row, processing).input_ids
-    return int((ids == processing.image_token_id).sum())
+    of_image = int((ids == processing.image_token_id).sum())
+    return len(ids) - 1 - of_image, of_image

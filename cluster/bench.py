@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from actors.giving_back import give_back_dead
+from actors.ledger import Reading
 from actors.modules import load_reward_module
 from actors.reference import ReferenceActor
 from actors.train import TrainActor
@@ -59,6 +61,9 @@ class Load:
     """Tokens of a response."""
     bf16: bool = False
     """Weights and activations in bfloat16, with float32 masters; otherwise all in float32."""
+    micro_batch: int | None = None
+    """Rows of a forward and backward; all of the step at once by default."""
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +81,23 @@ class Cell:
     static: Copies
     """Copy -> kind -> bytes that stay, with all gradients: before the optimiser's step."""
     seconds_per_step: float
+    """Of all trained copies, one after the other."""
     tokens_per_second: float
+    lengths: tuple[int, ...]
+    """Tokens of each row of the step, images expanded."""
+    targets: int
+    """Tokens that are learnt from, all rows together."""
+    image_tokens: int
+    processes: dict[str, dict[str, int | None]]
+    """Trained role -> what this process held at the peak of its steps: bytes that copies claim, and
+    beside them `unattributed`, `allocator_slack` and `runtime`."""
+    unattributed: int = 0
+    """Bytes at the peak that a GPU's allocator counted and no copy claims."""
 
     @property
     def peak(self) -> int:
         """Device bytes of all copies, as if their peaks came at once."""
-        return total(self.measured)
+        return total(self.measured) + self.unattributed
 
 
 def bench_memory(
@@ -119,6 +135,7 @@ def _cell(
     load: Load,
     folder: Path,
 ) -> Cell | Shortage:
+    give_back_dead()  # what an earlier cell left is not free until then
     method = make_method(METHODS[method_name]())
     store = ImageStore(folder / "images")
     samples = {s.id: s for s in scene_samples(0, max(1, load.batch // 2), store.put_image)}
@@ -126,8 +143,9 @@ def _cell(
         role="policy",
         model_dir=str(model.folder),
         image_root=str(store.root),
-        micro_batch_size=4 * load.batch,
+        micro_batch_size=load.micro_batch or 4 * load.batch,
         bf16=load.bf16,
+        gradient_checkpointing=load.gradient_checkpointing,
         **REGIMES[regime],
     )
     processing = Processing(model.folder, store)
@@ -154,6 +172,8 @@ def _cell(
     measured: Copies = {}
     host: Copies = {}
     static: Copies = {}
+    processes: dict[str, dict[str, int | None]] = {}
+    unattributed: list[int] = []
     seconds = 0.0
     with _copies(method, spec) as (trained, frozen):
         for signal in method.signals:
@@ -169,8 +189,15 @@ def _cell(
                 minibatch_size=len(groups),
                 warmup_steps=0,
             )
+            # Peaks are the steps' own from here on.
+            held = {own: each.end_phase("prepare").copies[own] for own, each in trained.items()}
+            held |= {own: copy.memory() for own, copy in frozen.items()}
+            actor.meter.forget()
             seconds += _steps(actor, groups, method, optimisation)
-            reading = actor.end_phase("train")
+            reading = actor.end_phase("train", {own: held[own] for own in held if own != role})
+            processes[role] = process_bytes(reading)
+            if reading.source == "allocator":
+                unattributed.append(reading.copies["process"]["unattributed"])
             measured[role] = reading.copies[role]
             away = reading.parked.get(role, {})
             static[role] = {k: v for k, v in actor.memory().items() if k not in away}
@@ -190,7 +217,18 @@ def _cell(
         planned_host=planned_host,
         seconds_per_step=seconds,
         tokens_per_second=int(batch.attention_mask_BT.sum()) / seconds,
+        lengths=tuple(batch.attention_mask_BT.sum(dim=1).tolist()),
+        targets=int(batch.mask_BR.sum()),
+        image_tokens=int((batch.input_ids_BT == processing.image_token_id).sum()),
+        processes=processes,
+        unattributed=max(unattributed, default=0),
     )
+
+
+def process_bytes(reading: Reading) -> dict[str, int | None]:
+    """What copies claim in a process, and what its allocator and its driver count beside that."""
+    copies = {copy: kinds for copy, kinds in reading.copies.items() if copy != "process"}
+    return {"claimed": total(copies), **reading.copies["process"], "runtime": reading.runtime}
 
 
 def _steps(
@@ -223,18 +261,16 @@ def _copies(method: Method, spec: TrainSpec) -> Iterator[tuple[dict[str, Any], d
     """The method's copies, trained and frozen ones, by role."""
     trained: dict[str, Any] = {}
     frozen: dict[str, Any] = {}
-    for copy in method.copies:
-        if copy.trained:
-            actor = TrainActor()
-            actor.load(replace(spec, role=copy.role))
-            trained[copy.role] = actor
-        elif copy.role == "reference":
-            reference = ReferenceActor()
-            reference.load(replace(spec, role="reference"))
-            frozen[copy.role] = reference
-        else:
-            frozen[copy.role] = _RewardCopy(spec)
     try:
+        for copy in method.copies:
+            if copy.trained:
+                trained[copy.role] = TrainActor()
+                trained[copy.role].load(replace(spec, role=copy.role))
+            elif copy.role == "reference":
+                frozen[copy.role] = ReferenceActor()
+                frozen[copy.role].load(replace(spec, role="reference"))
+            else:
+                frozen[copy.role] = _RewardCopy(spec)
         yield trained, frozen
     finally:
         for actor in trained.values():

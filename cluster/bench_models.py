@@ -77,8 +77,16 @@ class BenchModel:
             )
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(self.architecture.config, dtype=dtype)
-        model.save_pretrained(self.folder)
+        state = {_released_name(name): tensor for name, tensor in model.state_dict().items()}
+        model.save_pretrained(self.folder, state_dict=state)
         self.has_weights = True
+
+
+def _released_name(name: str) -> str:
+    """Puts back the level `vision_model.` that released CLIP towers have, and vLLM looks for."""
+    if "vision_tower." not in name or "vision_tower.vision_model." in name:
+        return name
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
 
 
 def check_name(name: str) -> None:

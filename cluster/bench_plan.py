@@ -45,13 +45,14 @@ def planned_bytes(
     response = int(batch.mask_BR.sum()) // rows
     image = planner.architecture.config.image_token_id
     image_tokens = int((batch.input_ids_BT == image).sum()) // rows
+    micro = min(rows, spec.micro_batch_size)
     settings = Settings(
         zero_stage=spec.zero_stage,
         bf16=spec.bf16,
         lora_rank=spec.lora_rank,
         gradient_checkpointing=spec.gradient_checkpointing,
-        micro_batch_size=rows,
-        accumulate=False,
+        micro_batch_size=micro,
+        accumulate=micro < rows,
         response_tokens=response,
         text_tokens=length - response - image_tokens,
         image_tokens=image_tokens,

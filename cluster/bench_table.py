@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     regimes = arguments.regimes or tuple(REGIMES)
     baseline = _baseline(arguments.baseline) if arguments.baseline else None
     load = Load(batch=arguments.batch, sequence=arguments.sequence, bf16=arguments.bf16)
-    if baseline and {"bf16": False, **baseline["load"]} != asdict(load):
+    if baseline and Load(**baseline["load"]) != load:
         raise UserError(f"{arguments.baseline}: made with {baseline['load']}; give the same")
     cells = bench_memory(arguments.models, arguments.methods, load, regimes)
     result = as_json(cells, load)

@@ -16,7 +16,6 @@ from cluster.process import Asked
 from cluster.session import Session
 from trainers.comparison import Memory
 from trainers.ledger import (
-    Copies,
     LedgerRow,
     Place,
     binding_phase,
@@ -123,12 +122,22 @@ class Ledger:
                 if size
             ]
 
-        runtime: Copies = {"process": {"runtime": reading.runtime}}
         on_gpu = reading.source == "allocator"
+        counted = "nvml" if on_gpu else "rss"
+        runtime = LedgerRow(
+            round=round,
+            phase=phase,
+            process=process,
+            copy="process",
+            kind="runtime",
+            place="device" if on_gpu else "host",
+            bytes=reading.runtime or 0,
+            source="unknown" if reading.runtime is None else counted,
+        )
         return [
             *rows(reading.copies, "device", reading.source),
             *rows(reading.parked, "host", "storages"),
-            *rows(runtime, "device" if on_gpu else "host", "nvml" if on_gpu else "rss"),
+            *([runtime] if runtime.bytes or runtime.source == "unknown" else []),
         ]
 
     def summary(self, moved: Memory, *, wait: bool = True) -> Memory:

@@ -64,7 +64,7 @@ def wake_all(session: Session, arm: Arm) -> None:
 @contextmanager
 def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
     """Inside, the roles' copies are on the device; after it those that leave it are again in host
-    memory.
+    memory. A copy that stays, but shares its GPU, gives back the room that its activations took.
     """
     if away := [role for role in roles if leaves(session, arm, role)]:
         _move(arm, lambda: sum(session.wake(role) for role in away))
@@ -73,6 +73,10 @@ def at_work(session: Session, arm: Arm, *roles: str) -> Iterator[None]:
     finally:
         for role in roles:
             take_turns(session, arm, role)
+    for role in roles:
+        stays = session.has(role) and not leaves(session, arm, role)
+        if stays and session.plan.on_gpu and session.shares(role):
+            session.give_back(role)
 
 
 @contextmanager

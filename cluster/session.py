@@ -352,11 +352,19 @@ class Session:
         """Bring a role's copy back to the device, where it is parked. Returns the bytes moved."""
         return self._move(role, "wake")
 
+    def give_back(self, role: str) -> int:
+        """What a role's allocators keep beyond their tensors goes back to the device. Returns the
+        bytes, all ranks together.
+        """
+        return self._move(role, "give_back")
+
     def _move(self, role: str, name: str) -> int:
         if role in self._groups:
             return sum(self._groups[role].ask(name, limit="load"))
         served = self.served(role)
-        if name in ("park", "sleep") and all(process.lost for process in served.processes):
+        if name in ("park", "sleep", "give_back") and all(
+            process.lost for process in served.processes
+        ):
             served.recipe.note(Call(name))  # where the next one is to be
             return 0
         return int(self.ask(role, name, limit="load"))

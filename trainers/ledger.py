@@ -67,8 +67,10 @@ class LedgerRow:
     kind: Annotated[str, AfterValidator(_known)]
     place: Place
     bytes: int
+    """Below 0 only where copies claim more than the allocator counted, as `unattributed`."""
     source: str
-    """`storages`, `allocator`, `checkpoint`, `rss`, `nvml` or `ray`."""
+    """`storages`, `allocator`, `checkpoint`, `rss`, `nvml`, `ray`, or `unknown`: nobody could count
+    them, and 0 stands for that."""
     alone: bool = False
     """The copy takes turns: the others that do were in host memory when this was so."""
 

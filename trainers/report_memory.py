@@ -92,7 +92,7 @@ def _bar(
         f'<b style="width:{100 * kinds[kind] / widest:.3f}%;background:{paint}" '
         f'title="{escape(name)} {escape(kind)}: {human_bytes(kinds[kind])}"></b>'
         for kind, paint in colors.items()
-        if kinds.get(kind)
+        if kinds.get(kind, 0) > 0
     )
     title = escape(name.replace("_", " "))
     return (

@@ -207,6 +207,8 @@ class Planner:
         held: dict[str, Kinds] = {}
         host = 0
         for role in resident:
+            if role == "reward" and not settings.judge:
+                continue
             if role in method.trained:
                 own = self._copies.trained(role, settings, number)
                 held[role] = own.device
@@ -216,8 +218,9 @@ class Planner:
         weights = self._copies.frozen("policy", replace(settings, lora_rank=0))
         cache = {"kv_cache": self._kv_cache_bytes(settings)}
         held["rollout_engine"] = {**weights, **cache}
-        held["judge_engine"] = {**weights, **cache}
-        if "reward" not in resident:
+        if settings.judge:
+            held["judge_engine"] = {**weights, **cache}
+        if settings.judge and "reward" not in resident:
             held["judge"] = self._copies.frozen("reward", settings)
         return held, host
 
@@ -238,7 +241,9 @@ class Planner:
             "judge": {
                 "judge_engine": self._engine_work(settings),
                 judge: self._copies.scoring("policy", settings),
-            },
+            }
+            if settings.judge
+            else {},
             "logprobs": scoring,
             "train": {role: self._copies.step(role, settings, number) for role in method.trained},
             "sync": {"policy": {"communication": BUCKET_BYTES}, "rollout_engine": {}},
@@ -247,7 +252,9 @@ class Planner:
     # Pieces ------------------------------------------------------------------------------------
 
     def _kv_cache_bytes(self, settings: Settings) -> int:
-        """Keys and values of `max_num_seqs` sequences of full length, all layers."""
+        """Of `max_num_seqs` sequences of full length, all layers, if it is not given."""
+        if settings.kv_cache_bytes is not None:
+            return settings.kv_cache_bytes
         shape = self.architecture
         tokens = settings.text_tokens + settings.response_tokens
         tokens += shape.image_tokens() * settings.images

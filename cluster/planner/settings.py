@@ -37,6 +37,10 @@ class Settings:
     """Responses that the rollout engine and the judge write at once."""
     chunk_size: int = 512
     """Target tokens whose logits exist at once."""
+    kv_cache_bytes: int | None = None
+    """Of each engine; by default what so many responses take at full length."""
+    judge: bool = True
+    """Whether a model judges: its engine and its scoring copy, PPO's reward copy."""
     sleep: bool = False
     """The rollout engine and the judge's leave the GPU while others work."""
     time_slice: bool = False

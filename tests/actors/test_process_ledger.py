@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from actors import ledger
@@ -138,10 +143,67 @@ def test_a_gpus_allocator_counts_what_is_unmapped_and_the_ledger_does_not(monkey
     away = {"engine": {"weights": 4 * MIB, "kv_cache": 2 * MIB}}
     parked = {"engine": {"weights": 4 * MIB}}
     # At the phase's end the driver sees the context, the activations and the slack.
-    monkeypatch.setattr(ledger, "_nvml_bytes", lambda reserved: 5 * MIB)
+    monkeypatch.setattr(ledger, "_nvml_bytes", lambda: 5 * MIB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * MIB)
     slept = ledger._on_gpu({}, parked, away, {})
     assert slept.copies["process"] == {"unattributed": MIB, "allocator_slack": MIB}
     assert slept.runtime == 3 * MIB
+    # It woke within the phase and sleeps again.
     woke = ledger._on_gpu({"engine": dict(away["engine"])}, parked, away, away)
     assert woke.copies["process"] == {"unattributed": MIB, "allocator_slack": MIB}
     assert woke.runtime == 3 * MIB
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A card's numbers: at most 100 allocated and 120 reserved, of which 50 still are; the driver
+    counts 53.
+    """
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 100 * MIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 120 * MIB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 50 * MIB)
+    monkeypatch.setattr(ledger, "_nvml_bytes", lambda: 53 * MIB)
+
+
+def test_what_copies_claim_is_held_against_the_allocator(card):
+    # 70 + 24 are claimed; the tracked activations stay what they are.
+    copies = {"policy": {"weights": 70 * MIB, "activations": 24 * MIB}}
+    reading = ledger._on_gpu(copies, {}, {}, {})
+    assert reading.copies == {
+        "policy": {"weights": 70 * MIB, "activations": 24 * MIB},
+        "process": {"unattributed": 6 * MIB, "allocator_slack": 20 * MIB},
+    }
+    assert reading.runtime == 3 * MIB  # against what is reserved now, not at the peak
+    # Who claims too much is seen, too: rows still add up to the allocator's maximum.
+    reading = ledger._on_gpu({"policy": {"weights": 104 * MIB}}, {}, {}, {})
+    assert reading.copies["process"]["unattributed"] == -4 * MIB
+
+
+def test_a_process_that_the_driver_does_not_list_is_unknown(card, monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    listed = [SimpleNamespace(pid=-1, usedGpuMemory=9 * MIB)]
+    pynvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: listed,
+    )
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="u")
+    )
+    for name in ("max_memory_allocated", "max_memory_reserved", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 4 * MIB)
+    assert ledger._on_gpu({}, {}, {}, {}).runtime is None
+    listed.append(SimpleNamespace(pid=os.getpid(), usedGpuMemory=7 * MIB))
+    assert ledger._on_gpu({}, {}, {}, {}).runtime == 3 * MIB
+
+    def fails() -> None:
+        raise NVMLError
+
+    pynvml.nvmlInit = fails
+    assert ledger._on_gpu({}, {}, {}, {}).runtime is None

@@ -57,9 +57,23 @@ GPU = {
             "parity": {"mean": 1e-6, "max": 2e-5},
             "generate": {"tokens_per_second": 1234.5},
             "logprobs": {"tokens_per_second": 9999.0, "mfu": 0.25},
-            "sync": {"gb_per_second": 1.5},
+            "sync": {"gb_per_second": 1.5, "transport": "buckets"},
         },
         {"part": "engine", "model": "n", "dtype": "bfloat16", "failure": "cut after its 9 s"},
+        {
+            "part": "engine",
+            "model": "k",
+            "dtype": "float32",
+            "logprobs": {"tokens_per_second": 77.0, "mfu": None},
+            "failure": "generate: ValueError: no room",
+        },
+        {
+            "part": "step",
+            "model": "k",
+            "method": "dpo",
+            "regime": "offload",
+            "failure": "OutOfMemoryError: 3 GiB",
+        },
         {
             "part": "step",
             "model": "m",
@@ -67,7 +81,13 @@ GPU = {
             "regime": "full",
             "fits": True,
             "planned": 11 * 10**9,
+            "planned_host": 0,
             "measured": 10 * 10**9,
+            "measured_host": 0,
+            "processes": {
+                "policy": {"claimed": 99, "unattributed": 1, "runtime": None},
+                "critic": {"claimed": 102, "unattributed": -2, "runtime": 5},
+            },
             "tokens_per_second": 500.0,
             "mfu": None,
         },
@@ -78,13 +98,16 @@ GPU = {
             "regime": "full",
             "fits": False,
             "planned": 99 * 10**9,
+            "planned_host": 88 * 10**9,
         },
         {
             "part": "round",
             "model": "n",
             "method": "ppo",
             "fits": False,
+            "lacks": "host",
             "planned": 99 * 10**9,
+            "planned_host": 88 * 10**9,
             "binding_phase": "train",
         },
         {
@@ -92,8 +115,14 @@ GPU = {
             "model": "m",
             "method": "dpo",
             "fits": True,
+            "planned": 5 * 10**9,
+            "planned_host": 2 * 10**9,
+            "binding_phase": "train",
+            "measured": 4 * 10**9,
+            "measured_host": 10**9,
             "seconds_by_phase": {"train": 2.0, "load": 9.0},
             "ledger": {"train": {"claimed": 3 * 10**9, "runtime": 10**9}},
+            "unknown": ["policy/0"],
         },
     ],
 }
@@ -101,10 +130,18 @@ GPU = {
 
 def test_what_a_card_did_and_what_was_cut():
     text = "\n".join(sections_gpu.lines(GPU))
-    assert "| m | float32 | 1.0e-06 | 2.0e-05 | 1,234 | 9,999 | 25.0% | 1.50 |" in text
-    assert "| m | full | ppo | 11.00 | 10.00 | +10.0% | 500 | - |" in text
-    assert "| n | full | ppo | 99.00 | does not fit | - | - | - |" in text
-    assert "| n | ppo | does not fit: 99.0 GB in train | - | - |" in text
-    assert "| m | dpo | train 2.0 | 4.00 (train) | claimed 75%, runtime 25% |" in text
-    assert "* engine n bfloat16: cut after its 9 s" in text
+    assert "| m | float32 | 1.0e-06 | 2.0e-05 | 1,234 | 9,999 | 25.0% | 1.50 | buckets |" in text
+    # Where vLLM failed the trainer's side is there, and the failure too.
+    assert "| k | float32 | - | - | - | 77 | - | - | - |" in text
+    assert "| engine | k | float32 | generate: ValueError: no room |" in text
+    assert "| m | full | ppo | 11.00 | 10.00 | +10.0% | 99.0%, 102.0% | 500 | - |" in text
+    assert "| n | full | ppo | 99.00 + 88.00 host | does not fit | - | - | - | - |" in text
+    lacks = "does not fit: lacks host memory | 99.00 + 88.00 host (train)"
+    assert f"| n | ppo | {lacks} | - | - | - |" in text
+    assert (
+        "| m | dpo | train 2.0 | 5.00 + 2.00 host (train) | 4.00 + 1.00 host (train) | 100.0% "
+        "| claimed 75%, runtime 25%, runtime of policy/0 unknown |"
+    ) in text
+    assert "| engine | n | bfloat16 | cut after its 9 s |" in text
+    assert "| step | k | dpo offload | OutOfMemoryError: 3 GiB |" in text
     assert "in miniature" not in text

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from actors.modules import PolicyModule, load_vlm
 from cluster import bench_plan
@@ -108,6 +110,17 @@ def test_the_built_folder_takes_a_row_with_its_image(configs, tmp_path, family, 
     model.build(dtype)
     vlm = load_vlm(model.folder, dtype)
     assert sum(each.numel() for each in vlm.parameters()) == model.architecture.num_parameters
+    # vLLM looks for CLIP's weights where the released folders have them.
+    stored = load_file(model.folder / "model.safetensors")
+    in_tower = [name for name in stored if "vision_tower." in name]
+    assert all(name.startswith("vision_tower.vision_model.") for name in in_tower)
+    assert bool(in_tower) == (family == "llava")
+    torch.manual_seed(0)
+    drawn = AutoModelForImageTextToText.from_config(model.architecture.config, dtype=dtype)
+    for (name, own), loaded in zip(
+        drawn.state_dict().items(), vlm.state_dict().values(), strict=True
+    ):
+        assert torch.equal(own, loaded), name  # every tensor was found in the file
     processing, batch = encoded(model.folder, ImageStore(tmp_path / "images"))
     module = PolicyModule(vlm, banned_ids=processing.banned_ids())
     with torch.no_grad():

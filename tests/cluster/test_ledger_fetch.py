@@ -71,3 +71,14 @@ def test_the_object_store_is_looked_at_in_few_rounds(ledger):
     ledger.fetch()
     found = {row.round: row.bytes for row in ledger.rows if row.kind == "objects" and row.bytes}
     assert found == {1: 100, 2: 200, 4: 300, 8: 400, 16: 500}
+
+
+def test_what_the_driver_does_not_tell_is_an_unknown_row_and_no_bytes(ledger):
+    def runtime(counted: int | None) -> list[tuple[int, str, str]]:
+        reading = Reading(copies={}, runtime=counted, source="allocator", cpu_seconds=0)
+        rows = ledger._rows(1, "train", "policy/0", reading)
+        return [(row.bytes, row.place, row.source) for row in rows]
+
+    assert runtime(None) == [(0, "device", "unknown")]
+    assert runtime(7) == [(7, "device", "nvml")]
+    assert runtime(0) == []
