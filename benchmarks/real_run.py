@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result import origin as origin
 from cluster import judges
 from cluster.config import RunConfig
 from cluster.config_text import validate

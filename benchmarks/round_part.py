@@ -17,16 +17,16 @@ MIB = 2**20
 
 def options(spec: dict[str, Any]) -> dict[str, Any]:
     """The run: one round, a judge that needs no model, next to no evaluation. On one card copies and
-    engine take turns.
+    engine take turns. Of four answers to a prompt some come to their end, as a pair's better one must.
     """
     small = spec["tiny"]
     return {
         "model": spec["folder"],
-        "judge": "random",
+        "judge": "benchmarks.round_judge:judge",
         "judge_check.min_accuracy": 0,  # that it knows nothing is known
         "rounds": 1,
-        "rollout.num_prompts": 8 if small else 32,
-        "rollout.num_rollouts_per_prompt": 2,
+        "rollout.num_prompts": 8 if small else 16,
+        "rollout.num_rollouts_per_prompt": 4,
         "rollout.max_tokens": 16 if small else 128,
         "rollout.max_model_len": 1024 if small else 1536,
         "rollout.gpu_memory_utilization": 0.4,
@@ -119,7 +119,7 @@ def measure(spec: dict[str, Any], method: str) -> dict[str, Any]:
         # This process needs a moment of its own time to say how it ended.
         ended = run(command(spec, method, output), max(1.0, spec["seconds"] - 2 * GRACE), output)
         found = [json.loads(f.read_text(encoding="utf-8")) for f in output.rglob("compare.json")]
-        result = next((arm for one in found for arm in one["methods"].values()), {})
+        result: dict[str, Any] = next((arm for one in found for arm in one["methods"].values()), {})
         if ended.failure or result.get("failure"):
             # A run that stopped itself has written why; its last line is where its report is.
             why = ended.failure if ended.code is None else result.get("failure") or ended.failure

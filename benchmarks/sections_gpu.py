@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.result import source
+
 Cell = Mapping[str, Any]
 MISSING = "-"
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
     """Markdown of one device's result."""
-    name = result["device"]["name"]
     parts = {p: [c for c in result["cells"] if c["part"] == p] for p in ("engine", "step", "round")}
     small = " Families in miniature: this says that the command works, not how fast a card is."
     return [
-        f"## `benchmarks.gpu` on {name}",
+        f"## `benchmarks.gpu` on {result['device']}",
         "",
-        f"{result['label'].capitalize()} in {result['minutes']['taken']:.1f} minutes, "
-        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + "."
+        f"{source(result)} It took {result['minutes']['taken']:.1f} minutes."
         + (small if result["tiny"] else ""),
         "",
         *_engine(parts["engine"]),

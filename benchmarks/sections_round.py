@@ -189,7 +189,8 @@ def overlap(data: Mapping[str, Any]) -> list[str]:
         ),
         (
             f"Of {alike['answers']} answers judged in one call and in slices, {alike['equal_critiques']} got "
-            f"the same critique; scores differ by at most {alike['largest_score_gap']:.1e}."
+            f"the same critique, {alike['unequal_failures']} another failure; scores differ by at most "
+            f"{alike['largest_score_gap'] or 0:.1e}."
         ),
         "",
         source(data),

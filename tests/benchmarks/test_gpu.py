@@ -101,7 +101,7 @@ def test_without_vllm_the_training_side_is_measured_alone(tmp_path, monkeypatch)
         return [{"part": part}]
 
     monkeypatch.setattr(gpu, "run_part", note)
-    monkeypatch.setattr(gpu, "versions", lambda: {"torch": "2"})
+    monkeypatch.setattr(gpu, "versions", lambda _: {"torch": "2"})
     arguments = type("A", (), {"minutes": 1.0, "models": ["llava-1.5-7b"], "tiny": True})
     cells = gpu.measure(arguments, tmp_path, lambda cells: saved.append(len(cells)))
     assert {part for part, _ in seen} == {"warm", "build", "engine", "step"}

@@ -44,8 +44,9 @@ def test_what_fits_is_a_table_by_card():
 
 
 GPU = {
-    "label": "measured",
-    "device": {"name": "card", "bytes": 80},
+    "kind": "measured",
+    "command": "python -m benchmarks.gpu",
+    "device": "card",
     "versions": {"torch": "2"},
     "tiny": False,
     "minutes": {"asked": 8, "taken": 7.5},

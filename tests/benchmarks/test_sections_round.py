@@ -69,7 +69,12 @@ def test_overlap_shows_what_it_pays_and_what_it_changes():
         "rollouts_per_round": 128,
         "slices": {"slices": 4, "seconds": {"1": [2.0], "4": [1.6]}, "ratio": 1.25},
         "off_policy": {"seconds": {"0": [3.0], "1": [4.0]}, "ratio": 0.75},
-        "judged_alike": {"answers": 128, "equal_critiques": 127, "largest_score_gap": 2e-6},
+        "judged_alike": {
+            "answers": 128,
+            "equal_critiques": 127,
+            "unequal_failures": 0,
+            "largest_score_gap": 2e-6,
+        },
     }
     lines = sections_round.overlap(data)
     assert lines[0] == "## Overlap" and lines[-1] == SOURCE

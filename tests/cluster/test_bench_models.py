@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from actors.modules import PolicyModule, load_vlm
 from cluster import bench_plan
 from cluster.bench import Load, bench_memory, write
-from cluster.bench_models import find_model
+from cluster.bench_models import find_model, let_end
 from cluster.bench_plan import lacking
 from cluster.bench_table import differences, tables
 from cluster.cli import main
@@ -117,11 +118,15 @@ def test_the_built_folder_takes_a_row_with_its_image(configs, tmp_path, family, 
     assert bool(in_tower) == (family == "llava")
     torch.manual_seed(0)
     drawn = AutoModelForImageTextToText.from_config(model.architecture.config, dtype=dtype)
+    processing, batch = encoded(model.folder, ImageStore(tmp_path / "images"))
+    let_end(drawn, processing.eos_id)
     for (name, own), loaded in zip(
         drawn.state_dict().items(), vlm.state_dict().values(), strict=True
     ):
         assert torch.equal(own, loaded), name  # every tensor was found in the file
-    processing, batch = encoded(model.folder, ImageStore(tmp_path / "images"))
+    ends = vlm.get_output_embeddings().weight[processing.eos_id].float().norm()
+    spread = 1 + math.log(processing.vocab_size) / 2  # else no answer would have an end
+    assert ends.item() == pytest.approx(spread, rel=1e-2)
     module = PolicyModule(vlm, banned_ids=processing.banned_ids())
     with torch.no_grad():
         seen = module(batch).logprobs_BR
