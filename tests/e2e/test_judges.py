@@ -249,8 +249,10 @@ def test_first_token_probabilities_are_the_models_own(world, samples, store, tin
     ray.get(rollout.load.remote(spec))
     prompts = [Prompt.of("is there a red circle ?", sample.images) for sample in samples[:4]]
     prompts.append(Prompt.of("red " * 80, samples[0].images))
-    *answers, long = ray.get(rollout.choose.remote(prompts, ["yes", "Yes", "no"]))
+    prompts.append(Prompt.of("is there a red circle ?", ("0" * 64,)))
+    *answers, long, lost = ray.get(rollout.choose.remote(prompts, ["yes", "Yes", "no"]))
     assert isinstance(long, Failed) and "max_model_len=64" in long.reason
+    assert isinstance(lost, Failed) and "keep images beside records" in lost.reason
     processing, vlm = Processing(tiny_model, store), load_vlm(tiny_model)
     for prompt, answer in zip(prompts, answers, strict=False):
         encoded = processing.encode("", prompt.turns, prompt.images, response_ids=())
