@@ -43,8 +43,8 @@ def spare_row(model_dir: str) -> SpareRow:
         turn = Turn(role="user", text="", num_images=1)
         processing = Processing(model_dir, store)
         encoded = processing.encode("spare", (turn,), (blank,), response_ids=())
-    ids_T = torch.from_numpy(encoded.input_ids)
-    return SpareRow(ids_T, encoded.model_inputs, processing.token_inputs(ids_T[None]))
+        ids_T = torch.from_numpy(encoded.input_ids)
+        return SpareRow(ids_T, encoded.model_inputs, processing.token_inputs(ids_T[None]))
 
 
 def run_tower_always(vlm: Any, model_dir: str, ranks: int) -> None:

@@ -1,5 +1,5 @@
-"""Writes docs/performance.md from the JSON files under benchmarks/ that are there, and the measured part
-of docs/training_speed.md.
+"""Writes docs/performance.md from the JSON files under benchmarks/ that are there, and the made parts of
+docs/training_speed.md and README.md.
 
     python -m benchmarks.performance_page
 
@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import (
     sections_fits,
     sections_gpu,
+    sections_readme,
     sections_round,
     sections_training,
     sections_trl,
@@ -27,6 +28,7 @@ from trainers.comparison import write_atomic
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "docs" / "performance.md"
 TRAINING = HERE.parent / "docs" / "training_speed.md"
+README = HERE.parent / "README.md"
 NOTES = HERE / "performance_notes.md"
 Section = Callable[[Mapping[str, Any]], list[str]]
 SECTIONS: dict[str, Section] = {
@@ -79,6 +81,13 @@ def training_page(folder: Path, text: str) -> str:
     return sections_training.between(text, sections_training.lines(data))
 
 
+def readme(folder: Path, text: str) -> str:
+    """`text` with its part on speed made anew."""
+    tax, fits = (json.loads((folder / name).read_text()) for name in ("tax_cpu.json", "fits.json"))
+    made = sections_readme.lines(tax, fits)
+    return sections_training.between(text, made, sections_readme.BEGIN, sections_readme.END)
+
+
 def plain(name: str, data: Mapping[str, Any]) -> list[str]:
     """A file that no function knows: every number by its key."""
     rows = [[f"`{key}`", value] for key, value in numbers(data)]
@@ -99,6 +108,7 @@ def main() -> None:
     """Write the pages."""
     write_atomic(TARGET, page(HERE, NOTES.read_text()))
     write_atomic(TRAINING, training_page(HERE, TRAINING.read_text()))
+    write_atomic(README, readme(HERE, README.read_text()))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def measured(cards: Sequence[Mapping[str, Any]]) -> str:
         if steps and not card["tiny"]:
             errors = [step["planned"] / step["measured"] - 1 for step in steps]
             said.append(
-                f"{len(steps)} training step(s) on {card['device']['name']}, plans {min(errors):+.1%} to "
+                f"{len(steps)} training step(s) on {card['device']}, plans {min(errors):+.1%} to "
                 f"{max(errors):+.1%} of what was measured"
             )
     if not said:

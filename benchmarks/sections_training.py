@@ -44,14 +44,14 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def between(page: str, made: Sequence[str]) -> str:
+def between(page: str, made: Sequence[str], begin: str = BEGIN, end: str = END) -> str:
     """The page with what was made between its marks; the rest is written by hand.
 
     Raises:
         ValueError: the page lacks a mark, or has it twice.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"the page needs {BEGIN} and {END} once each")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return "\n".join([before + BEGIN, "", *made, END + after])
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page needs {begin} and {end} once each")
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return "\n".join([before + begin, "", *made, end + after])

@@ -20,7 +20,7 @@ from actors.memory import (
 )
 from trainers.batch import Batch, Row
 from trainers.config import SFTConfig
-from trainers.data.processing import Encoded
+from trainers.data.image_inputs import ImageInputs
 from trainers.method import Optimisation
 from trainers.registry import make_method
 
@@ -63,15 +63,17 @@ def actor(train_actor):
 
 def reachable() -> tuple[dict[int, int], dict[int, int]]:
     """Storages of all tensors that Python can reach and `gc.freeze` has not hidden, gradients too;
-    those of encoded rows and batches among them."""
+    those of batches and of images that were processed among them."""
     gc.collect()
     tensors: list[Tensor] = []
     inputs: list[Tensor] = []
     for item in gc.get_objects():
         if issubclass(type(item), Tensor):
             tensors.append(item)
-        elif type(item) in (Batch, Encoded):
+        elif type(item) is Batch:
             inputs += tensors_in([getattr(item, field.name) for field in fields(item)])
+        elif type(item) is ImageInputs:
+            inputs += tensors_in(list(item._cache.values()))
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
     return storages(tensors), storages(inputs)
 

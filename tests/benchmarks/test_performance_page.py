@@ -9,10 +9,12 @@ import pytest
 from benchmarks.performance_page import (
     HERE,
     NOTES,
+    README,
     SECTIONS,
     TARGET,
     TRAINING,
     page,
+    readme,
     training_page,
 )
 from benchmarks.sections_training import BEGIN, END, between
@@ -47,6 +49,11 @@ def test_the_training_page_is_what_the_results_say():
     assert text == training_page(HERE, text), "run python -m benchmarks.performance_page"
     cells = json.loads((HERE / "training_cpu.json").read_text())["cells"]
     assert text.count("| all three |") == sum(cell["switch"] == "all three" for cell in cells) > 0
+
+
+def test_the_readme_is_what_the_results_say():
+    text = README.read_text()
+    assert text == readme(HERE, text), "run python -m benchmarks.performance_page"
 
 
 def test_only_what_stands_between_the_marks_is_made():

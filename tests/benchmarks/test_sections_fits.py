@@ -7,7 +7,7 @@ from benchmarks.fits import METHODS, REGIMES
 
 STEP = {"part": "step", "model": "m", "fits": True}
 CARD = {
-    "device": {"name": "card"},
+    "device": "card",
     "tiny": False,
     "cells": [
         {**STEP, "planned": 11 * 10**9, "measured": 10 * 10**9},
