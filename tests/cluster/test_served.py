@@ -99,6 +99,7 @@ def test_a_death_among_slices_loses_none_and_doubles_none(group):
     assert len(group.told) == 1 and served.processes[0].number == 1
 
 
+@pytest.mark.slow
 def test_a_slice_that_always_kills_stops(group):
     served = group(1)
     begun = served.begin("generate", ["die"], seed=1)
@@ -123,6 +124,7 @@ def test_what_nobody_takes_any_more_is_waited_for_by_its_own_limit(group, tmp_pa
     drop_obsolete(session)  # nothing is left
 
 
+@pytest.mark.slow
 def test_obsolete_calls_that_fail_are_nobodys_errors(group):
     served = group(1)
     served.begin("hold", 3)  # no name of a file

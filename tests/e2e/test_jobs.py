@@ -107,6 +107,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_checkout_is_uploaded_and_a_broken_config_comes_back_as_its_line(head):
     """The checkout is small enough with its ignore files, and the token is found and sent."""

@@ -51,6 +51,7 @@ PPO = {"name": "ppo", "minibatch_size": 8, "learning_rate": 1e-2}
 DPO = {"name": "dpo", "minibatch_size": 8, "learning_rate": 1e-3, "pairs": {"margin": 0.0}}
 
 
+@pytest.mark.slow
 def test_ppo_on_adapters_is_its_own_reference(stack, tiny_model):
     result, folder = train(stack, tiny_model, PPO, lora_rank=4, reference="adapter_off")
     first, second = (point for point in result.curve if point.round)
@@ -91,7 +92,7 @@ def test_all_of_ppos_models_but_the_reward_on_one_base(stack, tiny_model):
     assert {row.copy for row in rows if row.kind == "shared_weights"} == {"policy"}
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_dpo_needs_no_second_copy(stack, tiny_model, rank):
     result, _ = train(stack, tiny_model, DPO, lora_rank=rank, reference="cached")
     for point in (point for point in result.curve if point.round):

@@ -208,6 +208,7 @@ def test_the_smallest_number_fits_and_one_less_does_not():
     assert not fewer.fits and fewer.min_gpus == plan.min_gpus
 
 
+@pytest.mark.slow
 def test_advice_is_what_makes_it_fit():
     planner = Planner(load_architecture("smolvlm2-2.2b"), find_gpu("a100-40"))
     tight = planner.plan(METHODS["nsft"], ONE, 1)
