@@ -248,6 +248,7 @@ def test_arms_under_other_conditions_are_marked_everywhere(unequal):
     assert "unfair: not the same micro-batch tokens: tokens " in log and "|small !|" in log
 
 
+@pytest.mark.slow
 def test_arms_of_one_method_do_not_meet(unequal):
     written = json.loads((unequal / "compare.json").read_text())
     assert [arm["method"] for arm in written["methods"].values()] == ["sft", "sft"]
