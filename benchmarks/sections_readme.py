@@ -44,7 +44,7 @@ def _rounds(tax: Mapping[str, Any]) -> list[str]:
                     "of them raw calls of vLLM, DeepSpeed and models",
                     lambda f: f"{sum(f['raw_seconds'].get(p, 0.0) for p in RAW):.1f}",
                 ),
-                row("their ratio", lambda f: f"{f['tax']:.2f}"),
+                row("their ratio, median of rounds", lambda f: f"{f['tax']:.2f}"),
                 row("tokens generated a second", lambda f: f"{_tokens(f):,.0f}"),
                 row(
                     "as a share of bare `LLM.generate`",
