@@ -10,12 +10,15 @@ import gc
 
 import torch
 
+from actors.process_settings import return_freed_memory
+
 
 def give_back() -> int:
-    """Return the allocator's unused memory to the device. Returns the bytes; 0 without a GPU, or
-    where this process has not used one.
+    """Return the allocator's unused memory to the device. Returns the bytes that a GPU got; where
+    this process has not used one, the host gets what was freed.
     """
     if not torch.cuda.is_initialized():
+        return_freed_memory()
         return 0
     before = torch.cuda.memory_reserved()
     torch.cuda.empty_cache()

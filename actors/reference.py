@@ -18,6 +18,7 @@ from actors.memory import module_bytes, storages
 from actors.modules import PolicyModule, load_vlm
 from actors.packing import use_packing
 from actors.parking import Parking
+from actors.process_settings import settle
 from actors.progress import note
 from actors.scoring import score_rows
 from actors.train_spec import TrainSpec
@@ -31,8 +32,7 @@ class ReferenceActor(GivesBack):
     """Log-probabilities under frozen weights; `refresh` makes another policy the reference."""
 
     def __init__(self, *, num_threads: int | None = None):
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        settle(num_threads)
         self._module: PolicyModule | None = None
         self.meter = PhaseMeter()
         self._parking = Parking()

@@ -24,6 +24,7 @@ from actors.ledger import PhaseMeter, Reading
 from actors.memory import module_bytes
 from actors.modules import HEAD_FILE, REWARD_FILE, RewardModule, load_reward_module
 from actors.parking import Parking
+from actors.process_settings import settle
 from actors.progress import note
 from rewards.base import Judge, JudgeItem, Judgement
 from rewards.critique import parse_critique
@@ -235,8 +236,7 @@ class JudgeActor(GivesBack):
     """Hosts a judge; `load` takes a function that makes it, so that heavy judges load in place."""
 
     def __init__(self, *, num_threads: int | None = None):
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        settle(num_threads)
         self._judge: Judge | None = None
         self._key = ""
         self._meter = PhaseMeter()

@@ -10,6 +10,7 @@ from actors.choices import choose
 from actors.engine import Engine, EngineSpec, Request
 from actors.inbox import Meeting
 from actors.ledger import PhaseMeter, Reading
+from actors.process_settings import settle
 from actors.progress import note
 from actors.sending import Parcel
 from actors.transports import Reach
@@ -25,10 +26,7 @@ class RolloutActor:
     """Samples responses from the current policy; counts the weight syncs it received."""
 
     def __init__(self, *, num_threads: int | None = None):
-        if num_threads:
-            import torch
-
-            torch.set_num_threads(num_threads)
+        settle(num_threads)
         self._engine: Engine | None = None
         self.meter = PhaseMeter()
 

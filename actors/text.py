@@ -11,6 +11,7 @@ from typing import Any
 from actors.engine import _checkpoint_weights, _seed
 from actors.engine_memory import EngineMemory
 from actors.ledger import PhaseMeter, Reading
+from actors.process_settings import settle
 from trainers.data.errors import UserError
 
 
@@ -50,10 +51,7 @@ class TextActor:
     """Replies to plain requests; each is one user turn of the model's own chat template."""
 
     def __init__(self, *, num_threads: int | None = None):
-        if num_threads:
-            import torch
-
-            torch.set_num_threads(num_threads)
+        settle(num_threads)
         self._llm: Any = None
         self.meter = PhaseMeter()
 

@@ -40,6 +40,7 @@ from actors.modules import (
 from actors.packing import use_packing
 from actors.parking import Parking
 from actors.parts import freeze
+from actors.process_settings import settle
 from actors.progress import note
 from actors.ranks import most_of_ranks, not_finite, over_ranks, step_totals
 from actors.rendezvous import join, listen
@@ -90,8 +91,7 @@ class TrainActor(Sends, GivesBack):
     """
 
     def __init__(self, *, rank: int = 0, world_size: int = 1, num_threads: int | None = None):
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        settle(num_threads)
         self.num_threads = torch.get_num_threads()
         self.rank, self.world_size = rank, world_size
         self.meter = PhaseMeter()

@@ -55,6 +55,15 @@ def groups_of(spec: dict[str, Any], task: str, processing: Processing) -> list[t
     return groups
 
 
+def new_processing(spec: dict[str, Any]) -> Processing:
+    """One that remembers no image and no prompt, since a run rarely sees an image twice; what a
+    process finds out of its model once is known.
+    """
+    processing = Processing(spec["folder"], ImageStore(spec["images"]))
+    processing.images_are_alike()
+    return processing
+
+
 def spec_of(spec: dict[str, Any]) -> TrainSpec:
     """A policy whose forward has all rows of a step."""
     return TrainSpec(
@@ -92,9 +101,7 @@ def run(spec: dict[str, Any], actor: TrainActor, task: str, variant: str) -> dic
     method.prepare(groups)
     times = []
     for number in range(spec["steps"] + SKIPPED):
-        # New ones have no images from the step before: a run rarely sees an image twice.
-        actor.processing = Processing(spec["folder"], ImageStore(spec["images"]))
-        reference.processing = Processing(spec["folder"], ImageStore(spec["images"]))
+        actor.processing, reference.processing = new_processing(spec), new_processing(spec)
         begun = now()
         if task == "dpo":
             score()

@@ -5,7 +5,9 @@
 
 Slices: the same round is collected (answered and judged) with `overlap.judge_slices` 1 and N in
 turn, by turns first: who is second finds the round's images processed. One-step-off-policy: PPO is
-trained with `overlap.off_policy_steps` 0 and 1 in turn. Each actor has one thread, so that on two
+trained with `overlap.off_policy_steps` 0 and 1 in turn. Signals: what policy, reference and critic say
+of PPO's rows, asked one copy after another and all at the same time, as copies are that have GPUs of
+their own. Each actor has one thread, so that on two
 cores engine and judge, or engine and trainers, can work side by side, as they do where each has a
 device of its own. Ratios are off / on of medians: above 1 overlap pays. What one slice and several
 slices say of the same answers is compared, too.
@@ -18,8 +20,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from benchmarks.real_run import real_run
 from benchmarks.result import origin, parser, write
@@ -31,6 +36,7 @@ from cluster.residency import forget_requests, train_spec
 from cluster.rollouts import contiguous
 from cluster.run import Run
 from cluster.session import Session
+from cluster.signals import begin_score
 from cluster.sources import DrawnPrompts
 from cluster.sync import sync
 from rewards.base import Judgement
@@ -125,8 +131,40 @@ def off_policy(session: Session, run: Run, store: ImageStore, rounds: int) -> di
     }
 
 
+def signals(session: Session, arm: Arm, store: ImageStore, repeats: int) -> dict[str, Any]:
+    """Seconds of a round's signals, in turn and together, and whether they are equal."""
+    prompts = DrawnPrompts(store, arm.config.rollout.num_prompts, 7)
+    by_id, judged = OnlineRollouts(session, arm, prompts).collect(1)
+    rows = [row for group in arm.method.select(judged, by_id, Random(0)).groups for row in group]
+    roles = [signal.role for signal in arm.method.signals]
+    seconds: dict[str, list[float]] = {"in turn": [], "together": []}
+    found: dict[str, list[Any]] = {}
+    for repeat in range(repeats + 1):
+        for way in list(seconds) if repeat % 2 else list(reversed(seconds)):
+            begun = time.perf_counter()
+            if way == "together":
+                asked = [begin_score(session, arm, role, rows) for role in roles]
+                found[way] = [finish() for finish in asked]
+            else:
+                found[way] = [begin_score(session, arm, role, rows)() for role in roles]
+            if repeat:  # the first warms up
+                seconds[way].append(time.perf_counter() - begun)
+    gap = max(
+        float(np.abs(one - other).max())
+        for ours, theirs in zip(found["in turn"], found["together"], strict=True)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+    return {
+        "copies": len(roles),
+        "rows": len(rows),
+        "seconds": seconds,
+        "ratio": median(seconds["in turn"]) / median(seconds["together"]),
+        "largest_gap": gap,
+    }
+
+
 def measure(prompts: int, rounds: int, number: int, folder: Path) -> dict[str, Any]:
-    """Both comparisons in one session."""
+    """All comparisons in one session."""
     values = {
         "method": {"name": "ppo"},
         "rollout": {"num_prompts": prompts},
@@ -139,6 +177,7 @@ def measure(prompts: int, rounds: int, number: int, folder: Path) -> dict[str, A
         session.load_trainer("policy", train_spec(arm, "policy"))
         sync(session, arm)
         found["slices"] = slices(session, arm, store, number, 2 * rounds)
+        found["signals"] = signals(session, arm, store, 2 * rounds)
         found["judged_alike"] = judged_alike(session, arm, store, number)
     return found
 

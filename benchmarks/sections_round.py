@@ -168,6 +168,7 @@ def _waits(place: Mapping[str, Any]) -> bool:
 def overlap(data: Mapping[str, Any]) -> list[str]:
     """Overlap on against off."""
     slices, early, alike = data["slices"], data["off_policy"], data["judged_alike"]
+    signals = data["signals"]
     return [
         "## Overlap",
         "",
@@ -185,12 +186,18 @@ def overlap(data: Mapping[str, Any]) -> list[str]:
                     "answering and judging a round",
                 ],
                 ["`overlap.off_policy_steps: 1`", f"{early['ratio']:.2f}", "a round of PPO"],
+                [
+                    "copies on GPUs of their own (always)",
+                    f"{signals['ratio']:.2f}",
+                    f"what {signals['copies']} copies say of PPO's {signals['rows']} rows",
+                ],
             ],
         ),
         (
             f"Of {alike['answers']} answers judged in one call and in slices, {alike['equal_critiques']} got "
             f"the same critique, {alike['unequal_failures']} another failure; scores differ by at most "
-            f"{alike['largest_score_gap'] or 0:.1e}."
+            f"{alike['largest_score_gap'] or 0:.1e}. What the copies said one after another and at the "
+            f"same time differs by at most {signals['largest_gap']:.1e}."
         ),
         "",
         source(data),

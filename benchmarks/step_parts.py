@@ -25,12 +25,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from actors.train import TrainActor
-from benchmarks.our_step import RATE, SKIPPED, groups_of, method_of, now, spec_of
+from benchmarks.our_step import RATE, SKIPPED, groups_of, method_of, new_processing, now, spec_of
 from benchmarks.result import origin, parser, write
 from benchmarks.trl_side_by_side import specification
 from trainers.batch import Batch, Group, collate, encode_row
-from trainers.data.images import ImageStore
-from trainers.data.processing import Processing
 from trainers.method import Method
 
 MODELS = ("drawn", "wide-head")
@@ -57,20 +55,22 @@ class Sides:
             betas=self.spec.betas,
             weight_decay=self.spec.weight_decay,
         )
+        self.renew()
         self.batch = self.data().to(self.engine_actor.device)
         self.losses: dict[str, list[float]] = {"engine": [], "torch": []}
 
+    def renew(self) -> None:
+        """Forget images and prompts; before a step, and not timed."""
+        self.processing = self.whole_actor.processing = new_processing(self.given)
+
     def data(self) -> Batch:
         """The batch, of rows and images that are processed anew."""
-        processing = Processing(self.given["folder"], ImageStore(self.given["images"]))
+        processing = self.processing
         rows = [row for group in self.groups for row in group]
         return collate(rows, [encode_row(row, processing) for row in rows], processing)
 
     def whole(self) -> None:
         """As `benchmarks.our_step`."""
-        self.whole_actor.processing = Processing(
-            self.given["folder"], ImageStore(self.given["images"])
-        )
         self.whole_actor.train(self.groups, self.method, self.method.optimisation("policy"), seed=0)
 
     def engine(self) -> None:
@@ -115,6 +115,7 @@ def measure(given: dict[str, Any], task: str, turns: int) -> dict[str, Any]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(SKIPPED + turns):
         for name in sorted(steps, reverse=bool(turn % 2)):
+            sides.renew()
             begun = now()
             steps[name]()
             ended = now()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import ray
 
 from cluster.ahead import drop_obsolete, settle_ahead
@@ -23,7 +22,6 @@ from cluster.residency import (
     at_work,
     awake,
     forget_requests,
-    load_reference,
     measure_memory,
     place,
     wake_all,
@@ -31,19 +29,17 @@ from cluster.residency import (
 from cluster.rollback import with_rollback
 from cluster.round_report import report_round
 from cluster.session import Session
+from cluster.signals import attach_signals
 from cluster.sync import check_parity, refresh_reference, sync
 from cluster.text_model import writer_folder
 from rewards.base import JudgeItem, Judgement
-from trainers.batch import Row
 from trainers.comparison import PhaseSpan
 from trainers.data.record_file import RecordWriter
 from trainers.data.records import Record, Sample, ScoredRollout
 from trainers.importance import attach_importance
 from trainers.roles import (
-    Role,
     copies_in_loop,
     copies_in_training,
-    reference_source,
     resident_in_training,
 )
 
@@ -236,39 +232,6 @@ def refresh_copies(session: Session, arm: Arm) -> None:
         with arm.phase("refresh"):
             for role in stale:
                 refresh_reference(session, arm, role, arm.method.refresh_rate)
-
-
-def attach_signals(session: Session, arm: Arm, rows: Sequence[Row]) -> None:
-    """Per-token values that the method asks of its copies, before the weights change."""
-    if forced := [row for row in rows if row.greedy]:
-        with at_work(session, arm, "policy"):
-            found = session.trainer("policy").greedy_rows(forced)
-        for row, ids in zip(forced, found, strict=True):
-            row.target_ids = ids
-    for signal in arm.method.signals:
-        values = score(session, arm, signal.role, rows)
-        for row, array in zip(rows, values, strict=True):
-            row.tokens[signal.name] = array
-
-
-def score(session: Session, arm: Arm, role: Role, rows: Sequence[Row]) -> list[np.ndarray]:
-    """Values of `role` for each row, from its copy or from what stands for it."""
-    if role != "reference":
-        with at_work(session, arm, role):
-            return session.trainer(role).score_rows(rows)
-    source = reference_source(arm.method.refreshed, arm.config.train.reference)
-    if source in ("policy", "policy_without_adapters"):
-        with at_work(session, arm, "policy"):
-            return session.trainer("policy").score_rows(rows, adapters=source == "policy")
-    values: list[np.ndarray]
-    if source == "passing_copy":
-        load_reference(session, arm)
-        values = session.ask("reference", "score_rows", rows, limit="logprobs")
-        session.unload("reference")
-    else:
-        with at_work(session, arm, "reference"):
-            values = session.ask("reference", "score_rows", rows, limit="logprobs")
-    return values
 
 
 def train_copies(

@@ -62,23 +62,26 @@ class TrainGroup:
         for process in self.processes:
             ray.kill(process.handle)
 
-    def score_rows(self, rows: Sequence[Row], *, adapters: bool = True) -> list[np.ndarray]:
+    def score_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Values of the rows' target tokens."""
-        return self._deal("score_rows", rows, adapters=adapters)
+        return self.finish_rows(self.begin_rows("score_rows", rows), len(rows))
 
     def greedy_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The policy's likeliest tokens at the rows' target places."""
-        return self._deal("greedy_rows", rows)
+        return self.finish_rows(self.begin_rows("greedy_rows", rows), len(rows))
 
-    def _deal(self, name: str, rows: Sequence[Row], **kwargs: Any) -> list[np.ndarray]:
-        """Rows are dealt to ranks in turn; equal numbers, since ZeRO-3 ranks move in step."""
+    def begin_rows(self, name: str, rows: Sequence[Row], **kwargs: Any) -> list[Asked]:
+        """Ask each rank for its rows, and wait for nothing. Rows are dealt to ranks in turn; equal
+        numbers, since ZeRO-3 ranks move in step.
+        """
         world = len(self.processes)
         padded = [*rows, *islice(cycle(rows), -len(rows) % world)]
-        parts = self.wait(
-            [
-                self._send(process, name, padded[rank::world], **kwargs)
-                for rank, process in enumerate(self.processes)
-            ],
-            "logprobs",
-        )
-        return [parts[index % world][index // world] for index in range(len(rows))]
+        return [
+            self._send(process, name, padded[rank::world], **kwargs)
+            for rank, process in enumerate(self.processes)
+        ]
+
+    def finish_rows(self, asked: Sequence[Asked], number: int) -> list[np.ndarray]:
+        """What `begin_rows` asked for, in the order of its `number` rows."""
+        parts = self.wait(asked, "logprobs")
+        return [parts[index % len(asked)][index // len(asked)] for index in range(number)]

@@ -40,7 +40,7 @@ KINDS = (
 with, counted at the policy; `masters` are float32 copies of weights held in less;
 `packed_weights` are what vLLM hands to oneDNN on a CPU, no tensors any more; `communication` are
 buffers of collectives; `runtime` is what a process holds beyond tensors: libraries, interpreter,
-CUDA context; `objects` are Ray's."""
+CUDA context, on a CPU also memory of freed tensors that malloc keeps; `objects` are Ray's."""
 Place = Literal["device", "host", "object_store"]
 """Where bytes are: memory that computes (GPU; without one, the host's), parked in host memory or
 belonging to the process there, or in Ray's object store."""

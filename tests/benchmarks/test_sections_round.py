@@ -69,6 +69,7 @@ def test_overlap_shows_what_it_pays_and_what_it_changes():
         "rollouts_per_round": 128,
         "slices": {"slices": 4, "seconds": {"1": [2.0], "4": [1.6]}, "ratio": 1.25},
         "off_policy": {"seconds": {"0": [3.0], "1": [4.0]}, "ratio": 0.75},
+        "signals": {"copies": 3, "rows": 120, "ratio": 1.5, "largest_gap": 0.0},
         "judged_alike": {
             "answers": 128,
             "equal_critiques": 127,
@@ -80,6 +81,8 @@ def test_overlap_shows_what_it_pays_and_what_it_changes():
     assert lines[0] == "## Overlap" and lines[-1] == SOURCE
     assert "| `overlap.judge_slices: 4` | 1.25 | answering and judging a round |" in lines
     assert "| `overlap.off_policy_steps: 1` | 0.75 | a round of PPO |" in lines
+    row = "| copies on GPUs of their own (always) | 1.50 | what 3 copies say of PPO's 120 rows |"
+    assert row in lines
     assert any(
         "Of 128 answers" in line and "127 got" in line and "2.0e-06" in line for line in lines
     )
