@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from actors.engine_adapter import buffers
+from actors.giving_back import give_back
 from actors.memory import storages, tensors_in
 from actors.parking import Parking
 from actors.vllm_api import sleeps_in_parts
@@ -153,6 +154,7 @@ class StorageMover:
             if storage.nbytes():  # the layers share one
                 self._caches.append((storage, storage.nbytes()))
                 storage.resize_(0)
+        give_back()
 
     def wake(self, kind: str, size: int) -> None:
         """Bring one part back; a KV cache comes back as zeros."""
