@@ -46,6 +46,8 @@ class JudgeMaker:
     max_tokens: int
     """Longest response of the policy."""
     seed: int
+    micro_batch_size: int
+    """Rows of a scoring model's forward."""
     ask_policy: Choose | None = None
     """Asks the policy as it is now; None where there is no rollout engine."""
     _engines: dict[str, Engine] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class JudgeMaker:
         assert config.model is not None, "resolve the settings first"
         judge = CritiqueJudge(
             replace(self.engine, model_dir=config.model),
+            batch_size=self.micro_batch_size,
             num_critiques=config.num_critiques,
             temperature=config.temperature,
             in_process=config.generator == "in_process",

@@ -1,9 +1,8 @@
 """What every actor sets of its process: threads, and how freed memory is kept.
 
 glibc maps a block above a threshold (it adapts, up to 32 MiB) anew each time and unmaps it when it
-is freed, so that the activations of a large batch cost a page fault for every 4 KiB, in every
-forward: log-probabilities of 128 rows took 1.3 to 1.7 times the time of two batches of 64. Blocks
-below `KEPT_BYTES` are kept now, and used again.
+is freed, so that large activations and logits cost a page fault for every 4 KiB, in every forward.
+Blocks below `KEPT_BYTES` are kept instead, and used again.
 """
 
 from __future__ import annotations

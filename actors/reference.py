@@ -66,8 +66,10 @@ class ReferenceActor(GivesBack):
         give_back()
 
     @torch.no_grad()
-    def score_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
-        """Logprobs of each row's target tokens."""
+    def score_rows(self, rows: Sequence[Row], *, batch_size: int | None = None) -> list[np.ndarray]:
+        """Logprobs of each row's target tokens; `batch_size` rows a forward, by default those of a
+        micro-batch.
+        """
         forwards = self._spec.forwards(batch_size)
         return score_rows(self._module, self.processing, rows, forwards, self.device, self._track)
 

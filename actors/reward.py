@@ -72,6 +72,7 @@ class CritiqueJudge(ModelJudge):
     `in_process` the module does both.
 
     Args:
+        batch_size: rows of a forward that scores.
         num_critiques: the score is the mean over so many, sampled at `temperature`.
         seed: of the sampled critiques.
     """
@@ -80,7 +81,7 @@ class CritiqueJudge(ModelJudge):
         self,
         spec: EngineSpec,
         *,
-        batch_size: int = 128,
+        batch_size: int = 16,
         num_critiques: int = 1,
         temperature: float = 0.0,
         in_process: bool = False,

@@ -277,11 +277,12 @@ class TrainActor(Sends, GivesBack):
     # Scoring -----------------------------------------------------------------------------------
 
     def score_rows(
-        self, rows: Sequence[Row], *, batch_size: int = 128, adapters: bool = True
+        self, rows: Sequence[Row], *, batch_size: int | None = None, adapters: bool = True
     ) -> list[np.ndarray]:
         """Logprobs (policy) or values (critic) of each row's target tokens, no gradient.
 
-        Without `adapters` they are those of the frozen base that LoRA trains on.
+        `batch_size` rows a forward, by default those of a micro-batch. Without `adapters` they are
+        those of the frozen base that LoRA trains on.
         """
         self._require_awake()
         base = nullcontext() if adapters else adapters_off(self._engine.module.vlm)
@@ -289,15 +290,17 @@ class TrainActor(Sends, GivesBack):
             return self._score(self._engine, rows, batch_size)
 
     @torch.no_grad()
-    def greedy_rows(self, rows: Sequence[Row], *, batch_size: int = 128) -> list[np.ndarray]:
+    def greedy_rows(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The policy's likeliest token at each target place of the rows, given what stands before
         it; int64, one array per row.
         """
         self._require_awake()
-        values = self._score(partial(self._engine, greedy=True), rows, batch_size)
+        values = self._score(partial(self._engine, greedy=True), rows)
         return [array.astype(np.int64) for array in values]
 
-    def _score(self, forward: Any, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
+    def _score(
+        self, forward: Any, rows: Sequence[Row], batch_size: int | None = None
+    ) -> list[np.ndarray]:
         # Equally many rows on each rank are equally many forwards, unless tokens are counted.
         most: Callable[[int], int] = int
         if self.spec.micro_batch_tokens:

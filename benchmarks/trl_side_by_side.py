@@ -6,7 +6,8 @@ Same model folder, images, texts, batch, float32, AdamW, clipping, one thread; d
 checkpointing off. A step is timed whole: images and texts are processed anew, DPO's reference
 scores the batch, forward, backward, optimiser. Processes alternate, and the median over repeats is
 kept. Memory on both sides is what `actors/tracker.py` counts in the second step: the peak of all tensor
-storages, the reference's weights included.
+storages, the reference's weights included. TRL's process runs twice: as it comes, and with malloc told to
+keep freed memory, as our actors tell it (`actors/process_settings.py`).
 
 TRL (1.16) is installed with pip into `--venv` if it is not there. Seconds are core-seconds of the process,
 since a machine's other work must not decide; on a GPU they are seconds.
@@ -22,11 +23,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from actors.process_settings import KEPT_BYTES
 from benchmarks.result import origin, parser, write
 from benchmarks.shapes import WIDE_HEAD, miniature
 from cluster.bench_models import find_model
@@ -45,6 +48,8 @@ THEIRS = [
 ]
 """`equal`: TRL's own chunked head, as it comes; `full_logits`: that head replaced by what it stands
 in for, all logits at once. Of ours there is one variant."""
+KEPT = {name: str(KEPT_BYTES) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
+"""What our processes tell malloc, for TRL's to be told it, too."""
 
 
 def environment(folder: Path) -> Path:
@@ -87,14 +92,20 @@ def specification(name: str, folder: Path, *, pairs: int, words: int) -> dict[st
     }
 
 
-def half(command: list[str], spec: dict[str, Any], cells: list[list[str]], folder: Path) -> Any:
-    """One process's result."""
+def half(
+    command: list[str],
+    spec: dict[str, Any],
+    cells: list[list[str]],
+    folder: Path,
+    more: Mapping[str, str],
+) -> Any:
+    """One process's result, with `more` in its environment."""
     given, answered = folder / "spec.json", folder / "result.json"
     given.write_text(json.dumps({**spec, "cells": cells}), encoding="utf-8")
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(given), str(answered)],
-        env=os.environ | offline,
+        env={**os.environ, **offline, **more},
         capture_output=True,
         text=True,
         check=False,
@@ -120,22 +131,24 @@ def merged(results: list[Any]) -> list[dict[str, Any]]:
 def compare(name: str, python: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One model: both halves in turn."""
     root = Path(__file__).parents[1]
-    results: dict[str, list[Any]] = {"ours": [], "trl": []}
-    commands = {
-        "ours": [sys.executable, "-m", "benchmarks.our_step"],
-        "trl": [str(python), str(root / "benchmarks" / "trl_step.py")],
+    theirs = [str(python), str(root / "benchmarks" / "trl_step.py")]
+    sides: dict[str, tuple[list[str], list[list[str]], Mapping[str, str]]] = {
+        "ours": ([sys.executable, "-m", "benchmarks.our_step"], OURS, {}),
+        "trl": (theirs, THEIRS, {}),
+        "trl_kept": (theirs, THEIRS, KEPT),
     }
+    results: dict[str, list[Any]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory(prefix="quartet-trl-") as temporary:
         folder = Path(temporary)
         spec = specification(name, folder, pairs=arguments.pairs, words=arguments.sequence)
         spec["steps"] = arguments.steps
         for _ in range(arguments.repeats):
-            for side, cells in (("ours", OURS), ("trl", THEIRS)):
-                results[side].append(half(commands[side], spec, cells, folder))
+            for side, (command, cells, more) in sides.items():
+                results[side].append(half(command, spec, cells, folder, more))
                 print(f"{name}: {side} done", flush=True)
     return {
         "model": name,
-        "versions": {side: found[0]["versions"] for side, found in results.items()},
+        "versions": {side: results[side][0]["versions"] for side in ("ours", "trl")},
         "cells": {side: merged(found) for side, found in results.items()},
     }
 

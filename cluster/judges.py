@@ -21,6 +21,7 @@ from cluster.recipe import Call
 from cluster.rollouts import chained, dealt
 from cluster.session import Session
 from rewards.asking import Choose, Failed, Prompt
+from rewards.base import Judge
 from rewards.config import (
     DRAWN,
     JUDGES,
@@ -165,13 +166,18 @@ def load_judge(
         sleep=config.rollout.sleep and session.shares("judge"),
     )
     max_tokens, seed = config.rollout.max_tokens, config.seed
-    key = f"{engine} {seed} {max_tokens} {judge.model_dump_json()}"
+    rows = config.train.micro_batch_size
+    key = f"{engine} {seed} {max_tokens} {rows} {judge.model_dump_json()}"
     if session.ask("judge", "key", limit="load") == key:
         return str(session.ask("judge", "name", limit="answer"))
 
     def load() -> Call:
         ask: Choose | None = AskPolicy(session.handles("rollout")) if judge.asks_policy else None
-        return Call("load", (lambda: JudgeMaker(engine, max_tokens, seed, ask).make(judge), key))
+
+        def make() -> Judge:
+            return JudgeMaker(engine, max_tokens, seed, rows, ask).make(judge)
+
+        return Call("load", (make, key))
 
     name = str(session.ask("judge", "load", *load().args, limit="load"))
     session.served("judge").recipe.load = load  # a new judge asks the rollout engine of its day

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from actors import judges
+from actors.engine import EngineSpec
 from actors.judge_models import JUDGING, HostedJudge, ModelJudge
 from actors.ledger import PhaseMeter
 from rewards.base import Judgement
+from rewards.config import CritiqueConfig
 
 
 class Memory:
@@ -116,3 +119,12 @@ def test_a_judge_over_engines_alone_has_no_module():
     judge = HostedJudge(Scoring(1), [FakeEngine(20)])
     assert judge.memory() == {"judge_engine": {"weights": 20, "kv_cache": 5}}
     assert not judge.parked and judge.park() == judge.wake() == 0
+
+
+def test_a_scoring_model_takes_the_micro_batchs_rows(monkeypatch):
+    made = {}
+    monkeypatch.setattr(judges, "CritiqueJudge", lambda spec, **given: made.update(given))
+    engine = EngineSpec(model_dir="policy", image_root="images")
+    maker = judges.JudgeMaker(engine, max_tokens=8, seed=0, micro_batch_size=5)
+    maker._critique(CritiqueConfig(model="reward"))
+    assert made["batch_size"] == 5

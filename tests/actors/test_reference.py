@@ -75,6 +75,20 @@ def test_padding_and_batch_size_do_not_change_logprobs(reference, samples):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+def test_a_forward_has_a_micro_batchs_rows(rows, tiny_model, store):
+    actor, sizes = ReferenceActor(), []
+    actor.load(
+        TrainSpec(
+            role="reference",
+            model_dir=tiny_model,
+            image_root=str(store.root),
+            micro_batch_size=3,
+        )
+    )
+    actor._module.register_forward_hook(lambda _, given, __: sizes.append(given[0].num_rows))
+    assert len(actor.score_rows(rows)) == 4 and sorted(sizes) == [1, 3]
+
+
 def test_memory_and_unload(reference):
     module = reference._module
     held = [*module.parameters(), *module.buffers()]  # position ids and banned ids, too

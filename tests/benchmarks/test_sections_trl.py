@@ -26,15 +26,22 @@ def test_beside_trl_says_where_the_target_is_met():
                         cell("sft", "equal", 200.0, 100 * 10**6),
                         cell("sft", "full_logits", 290.0, 80 * 10**6),
                     ],
+                    "trl_kept": [
+                        cell("sft", "equal", 250.0, 100 * 10**6),
+                        cell("sft", "full_logits", 300.0, 80 * 10**6),
+                    ],
                 },
             }
         ],
     }
     text = "\n".join(sections_trl.lines(result))
-    assert "| m | sft | as it comes | 300 | 200 | 1.50 (yes) | 70 | 100 | 0.70 (yes) |" in text
     assert (
-        "| m | sft | TRL's chunked head off | 300 | 290 | 1.03 (no) | 70 | 80 | 0.88 (no) |" in text
+        "| m | sft | as it comes | 300 | 200 | 1.50 (yes) | 1.20 | 70 | 100 | 0.70 (yes) |" in text
     )
+    off = (
+        "| m | sft | TRL's chunked head off | 300 | 290 | 1.03 (no) | 1.00 | 70 | 80 | 0.88 (no) |"
+    )
+    assert off in text
 
 
 def test_every_variant_has_its_name_and_a_side_of_ours():
