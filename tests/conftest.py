@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,16 @@ import pytest
 
 from trainers.data.images import ImageStore
 from trainers.data.records import Critique, Finding, Rollout, Sample, ScoredRollout
+
+STARTED_WITH = dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def started_with() -> dict[str, str]:
+    """The environment that pytest was started in, for processes that a user would start: Ray and
+    the engines leave theirs in this process, a debugger's hook among it.
+    """
+    return STARTED_WITH
 
 
 @pytest.fixture(scope="session")
