@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -127,12 +128,14 @@ def make_batch() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def connected_actor():
-    """One `TrainActor` in this process for all tests: DeepSpeed cannot join a second group."""
+    """One `TrainActor` in this process for all tests: DeepSpeed cannot join a second group. One
+    thread: two that wait for each other at every operation are no faster on a model so small.
+    """
     import torch
 
     from actors.train import TrainActor
 
-    actor = TrainActor(num_threads=2)
+    actor = TrainActor(num_threads=1)
     actor.connect(*actor.address())
     yield actor
     torch.distributed.destroy_process_group()
@@ -144,6 +147,9 @@ def train_actor(connected_actor):
     from torch.nn import functional
 
     linear = functional.linear
+    # Each load collects garbage: not among what is there for good, such as all that was imported.
+    gc.collect()
+    gc.freeze()
     yield connected_actor
     connected_actor.unload()
     functional.linear = linear  # ZeRO-3 leaves its own there, for the whole process
