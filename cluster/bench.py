@@ -7,6 +7,7 @@ no rollout engine: the figures are the method's own copies in the training step.
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import random
@@ -168,6 +169,9 @@ def _cell(
     if not torch.distributed.is_initialized():
         connected = TrainActor()
         connected.connect(*connected.address())
+        # Every copy that leaves collects garbage, and every reading on a CPU walks all objects:
+        # what was imported by now, most of them, is not looked at again.
+        gc.freeze()
     model.build(torch.bfloat16 if load.bf16 else torch.float32)
     measured: Copies = {}
     host: Copies = {}

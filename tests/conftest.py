@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,16 @@ import pytest
 
 from trainers.data.images import ImageStore
 from trainers.data.records import Critique, Finding, Rollout, Sample, ScoredRollout
+
+STARTED_WITH = dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def started_with() -> dict[str, str]:
+    """The environment that pytest was started in, for processes that a user would start: Ray and
+    the engines leave theirs in this process, a debugger's hook among it.
+    """
+    return STARTED_WITH
 
 
 @pytest.fixture(scope="session")
@@ -116,12 +128,14 @@ def make_batch() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def connected_actor():
-    """One `TrainActor` in this process for all tests: DeepSpeed cannot join a second group."""
+    """One `TrainActor` in this process for all tests: DeepSpeed cannot join a second group. One
+    thread: two that wait for each other at every operation are no faster on a model so small.
+    """
     import torch
 
     from actors.train import TrainActor
 
-    actor = TrainActor(num_threads=2)
+    actor = TrainActor(num_threads=1)
     actor.connect(*actor.address())
     yield actor
     torch.distributed.destroy_process_group()
@@ -133,6 +147,9 @@ def train_actor(connected_actor):
     from torch.nn import functional
 
     linear = functional.linear
+    # Each load collects garbage: not among what is there for good, such as all that was imported.
+    gc.collect()
+    gc.freeze()
     yield connected_actor
     connected_actor.unload()
     functional.linear = linear  # ZeRO-3 leaves its own there, for the whole process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,8 +31,7 @@ def sleeper(shared_session, tiny_model, store):
         sleep=True,
     )
     shared_session.load_rollout(spec)
-    yield shared_session.actor("rollout")
-    shared_session.load_rollout(replace(spec, sleep=False))
+    return shared_session.actor("rollout")
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def one(console: Console) -> dict[str, Any]:
         result["held"] = refusal([Request("policy", 2)], wait_seconds=1.0)
         result["too_many"] = refusal([Request("policy", 4)], wait_seconds=1.0)
     with Session(console=console, num_threads=1, demand=demand) as session:  # all were given back
-        result["again"] = seen(session, demand)
+        result["again"] = session.plan.num_gpus
     return result
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +14,11 @@ BASELINE = Path(__file__).parents[2] / "benchmarks" / "memory_cpu.json"
 
 
 @pytest.mark.deepspeed
-def test_peaks_are_those_of_the_baseline(tmp_path):
-    """A process of its own, since DeepSpeed joins one group in a process's life."""
+@pytest.mark.usefixtures("train_actor")  # DeepSpeed joins one group in a process's life
+def test_peaks_are_those_of_the_baseline(tmp_path, capsys):
     output = tmp_path / "memory.json"
-    command = f"-m cluster.cli bench memory --methods ppo dpo nsft --baseline {BASELINE}"
-    done = subprocess.run(
-        [sys.executable, *command.split(), "--output", str(output)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    command = f"bench memory --methods ppo dpo nsft --baseline {BASELINE} --output {output}"
+    assert main(command.split()) == 0, capsys.readouterr()
     cells = {(c["regime"], c["method"]): c for c in json.loads(output.read_text())["cells"]}
     assert len(cells) == 9
     for method, copies in (("ppo", 4), ("dpo", 2), ("nsft", 1)):

@@ -43,10 +43,13 @@ def one(tmp_path_factory) -> dict[str, Any]:
 
 def test_processes_see_their_own_gpus(one):
     # Four GPUs' worth of roles on three: rollout and judge, the lightest, share one.
-    for found in (one["seen"], one["again"]):
-        policy, rollout = gpus(found, "policy"), gpus(found, "rollout")
-        assert {*policy, *rollout} == {("0",), ("1",), ("2",)}
-        assert rollout == gpus(found, "judge")
+    policy, rollout = gpus(one["seen"], "policy"), gpus(one["seen"], "rollout")
+    assert {*policy, *rollout} == {("0",), ("1",), ("2",)}
+    assert rollout == gpus(one["seen"], "judge")
+
+
+def test_another_session_gets_them_all_again(one):
+    assert one["again"] == 3
 
 
 def test_the_map_is_in_the_log(one):

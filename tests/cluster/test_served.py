@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,39 +18,15 @@ from cluster.recipe import Call
 from cluster.served import ServedGroup
 from cluster.session import Clock
 from cluster.wait import NotWantedError, ProcessLostError, Wait
+from tests.cluster.light import LightEngine
 
 pytestmark = pytest.mark.ray
-
-
-class Light:
-    """An engine without a model: answers with its prompts and the version that it holds."""
-
-    def __init__(self, rank: int):
-        self.rank, self.version = rank, 0
-
-    def load(self, spec: str) -> None:
-        self.version = 0
-
-    def update_weights(self, version: int) -> int:
-        self.version = version
-        return version
-
-    def generate(self, prompts: list[str], *, seed: int) -> tuple[list[str], list[str]]:
-        if "die" in prompts and self.version < 8:
-            os._exit(1)
-        return [f"{prompt}/{self.version}" for prompt in prompts], []
-
-    def hold(self, gate: str) -> str:
-        """Busy until there is a file `gate`; for ever where there is no name for one."""
-        while not (gate and Path(gate).exists()):
-            time.sleep(0.01)
-        return "held"
 
 
 @pytest.fixture
 def group(shared_session, tmp_path):
     def start(rank: int):
-        return ray.remote(Light).options(num_cpus=0).remote(rank)
+        return ray.remote(LightEngine).options(num_cpus=0).remote(rank)
 
     def make(number: int) -> ServedGroup:
         processes = [

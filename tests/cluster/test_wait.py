@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 
@@ -14,32 +13,9 @@ from cluster.group import TrainGroup
 from cluster.process import Process
 from cluster.stacks import state_of
 from cluster.wait import DeadlineError, ProcessLostError, Wait
+from tests.cluster.light import LightRank
 
 pytestmark = pytest.mark.ray
-
-
-class Light:
-    """An actor without a model."""
-
-    def __init__(self, rank: int = 0):
-        self.rank = rank
-
-    def add(self, number: int) -> int:
-        return self.rank + number
-
-    def wait_for_nothing(self) -> None:
-        time.sleep(1000)
-
-    def fail_on(self, rank: int) -> None:
-        if self.rank == rank:
-            raise ValueError("no such row")
-        time.sleep(1000)
-
-    def die(self) -> None:
-        os._exit(1)
-
-    def tenant(self, name: str, *args: int) -> int:
-        return 100 * int(getattr(self, name)(*args))
 
 
 @pytest.fixture
@@ -50,7 +26,7 @@ def wait(shared_session, tmp_path):
 @pytest.fixture
 def two(shared_session, wait):
     def start(rank: int):
-        return ray.remote(Light).options(num_cpus=0).remote(rank)
+        return ray.remote(LightRank).options(num_cpus=0).remote(rank)
 
     made = [Process("policy", rank, lambda rank=rank: start(rank), "test") for rank in range(2)]
     group = TrainGroup(made, wait)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.base_model import JudgeRecipe, WorldRecipe
+from trainers.drawn_vision import VisionPhase
 
 
 def tiny_recipe() -> WorldRecipe:
@@ -17,6 +18,7 @@ def tiny_recipe() -> WorldRecipe:
     base = WorldRecipe().base
     small = {"batch_size": 6, "critique_rows": 2}
     return WorldRecipe(
+        vision=VisionPhase(steps=8),
         base=replace(
             base,
             honest=replace(base.honest, steps=12, **small),

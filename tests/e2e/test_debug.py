@@ -6,10 +6,10 @@ The untrained model ends no answer, so the methods are such as train on answers 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,26 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
+def run(folder: Path, started_with: dict[str, str]) -> Callable[..., str]:
+    """`run(["stops.py"], words)`: what that command prints, which has to succeed."""
+
+    def finish(script: list[str], words: list[str], stdin: str = "") -> str:
+        done = subprocess.run(
+            [sys.executable, *script, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=880,
+            cwd=folder,
+            env={**started_with, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    return finish
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     from PIL import Image
 
@@ -56,20 +76,6 @@ def train(method: str, model: str, *words: str) -> list[str]:
     base = ["train", method, "--model", model, "--data", "train.jsonl"]
     small = [word for setting in SMALL.items() for word in setting]
     return [*base, "--judge", "my_judge:score", *small, *words]
-
-
-def run(folder: Path, script: list[str], words: list[str], stdin: str = "") -> str:
-    done = subprocess.run(
-        [sys.executable, *script, *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=880,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 def curve(folder: Path, method: str) -> list[dict[str, object]]:
@@ -98,10 +104,10 @@ def test_several_ranks_are_refused(folder, tiny_model, capsys, monkeypatch):
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.deepspeed
-def test_breakpoint_in_a_loss_sees_the_whole_run(folder, tiny_model):
+def test_breakpoint_in_a_loss_sees_the_whole_run(run, tiny_model):
     """One stack from the command line down to the loss, and its tensors at hand."""
     commands = "p 'role', role\np tuple(batch.input_ids_BT.shape)[0] > 0\nwhere\ncontinue\n"
-    out = run(folder, ["stops.py"], train("grpo", tiny_model, "--debug"), commands)
+    out = run(["stops.py"], train("grpo", tiny_model, "--debug"), commands)
     assert "(Pdb) ('role', 'policy')" in out and "(Pdb) True" in out
     stack = re.findall(r"cluster/\w+\.py\(\d+\)(\w+)\(\)|actors/\w+\.py\(\d+\)(\w+)\(\)", out)
     names = [a or b for a, b in stack]
@@ -116,11 +122,11 @@ def test_breakpoint_in_a_loss_sees_the_whole_run(folder, tiny_model):
 @pytest.mark.vllm
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
-def test_equal_to_a_run_in_processes(method, folder, tiny_model):
+def test_equal_to_a_run_in_processes(method, run, folder, tiny_model):
     """The same metrics: what is debugged is what runs. PPO has two trained copies, and a judge."""
     entry = ["-m", "cluster.cli"]
-    run(folder, entry, train(method, tiny_model, "--debug", "--output", "debugged"))
-    run(folder, entry, train(method, tiny_model))
+    run(entry, train(method, tiny_model, "--debug", "--output", "debugged"))
+    run(entry, train(method, tiny_model))
     processes = curve(folder, method)
     (folder / "runs").rename(folder / "processes")
     (folder / "debugged").rename(folder / "runs")

@@ -305,13 +305,6 @@ def user_run(
     return code, load(run / "compare.json").methods["sft"]
 
 
-def test_a_users_function_judges(stack, folder):
-    code, arm = user_run(stack, folder, "tests.e2e.judge_functions:length", "user")
-    assert code == 0 and arm.failure is None
-    assert arm.curve[-1].extra["steps"] >= 1
-    assert "judge" not in arm.bytes_by_copy  # it holds no model
-
-
 def test_a_stopped_run_says_why_and_keeps_its_memory(stack, folder):
     judge = "tests.e2e.judge_functions:length"
     code, arm = user_run(stack, folder, judge, "stopped", parity_tolerance=1e-30)
@@ -319,7 +312,7 @@ def test_a_stopped_run_says_why_and_keeps_its_memory(stack, folder):
     assert {"train", "sync"} <= arm.memory.device_bytes_by_phase.keys()
 
 
-def test_a_users_file_gives_the_prompts(stack, folder):
+def test_a_users_file_gives_the_prompts_and_a_users_function_judges(stack, folder):
     """RLAIF-V's parquet with the images inside; one of them is damaged, one prompt too long."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -345,6 +338,8 @@ def test_a_users_file_gives_the_prompts(stack, folder):
     judge = "tests.e2e.judge_functions:length"
     code, arm = user_run(stack, folder, judge, "data", path=str(path), max_dropped_share=0.2)
     assert code == 0 and arm.failure is None
+    assert arm.curve[-1].extra["steps"] >= 1
+    assert "judge" not in arm.bytes_by_copy  # the function holds no model
     assert arm.rollouts == PROMPTS * PER_PROMPT
     assert arm.dropped["data: prompt exceeds rollout.max_model_len"] == 1
     assert [number for reason, number in arm.dropped.items() if "damaged or cut" in reason] == [1]

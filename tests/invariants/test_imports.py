@@ -16,39 +16,43 @@ def imported_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["actors.engine", "actors.rollout", "actors.reward"])
-def test_the_engines_process_does_not_import_deepspeed(module):
-    modules = imported_by(f"import {module}")
-    assert not modules & {"deepspeed", "ray"}
+EVERY_MODULE = """
+import importlib, json, pkgutil, sys
+for package in map(importlib.import_module, ("trainers.data", "trainers", "rewards")):
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(found.name)
+    print(json.dumps([package.__name__, sorted(sys.modules)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """Package -> what is imported after all of its modules and those of the packages before it."""
+    command = [sys.executable, "-c", EVERY_MODULE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name: set(modules) for name, modules in map(json.loads, done.stdout.splitlines())}
 
 
 def test_importing_the_actors_loads_no_engine():
-    # Each engine is imported when a copy is loaded, in its own process.
-    statement = "import actors.train, actors.reference, actors.reward, actors.rollout"
+    # Each engine is imported when a copy is loaded, in its own process: vLLM's has no deepspeed.
+    names = ("engine", "rollout", "reward", "reference", "train")
+    statement = f"import {', '.join(f'actors.{name}' for name in names)}"
     assert not imported_by(statement) & {"deepspeed", "vllm", "ray"}
 
 
 @pytest.mark.parametrize("package", ["trainers", "rewards"])
-def test_trainers_and_rewards_know_no_engine(package):
-    statement = (
-        f"import importlib, pkgutil, {package}\n"
-        f"for m in pkgutil.walk_packages({package}.__path__, '{package}.'):\n"
-        "    importlib.import_module(m.name)"
-    )
-    modules = imported_by(statement)
-    assert not modules & {"ray", "vllm", "deepspeed"}
+def test_trainers_and_rewards_know_no_engine(imported, package):
+    assert not imported[package] & {"ray", "vllm", "deepspeed"}
     if package == "trainers":
-        assert not any(m.split(".")[0] in ("rewards", "actors", "cluster") for m in modules)
+        assert not any(
+            m.split(".")[0] in ("rewards", "actors", "cluster") for m in imported[package]
+        )
 
 
-def test_the_data_package_imports_nothing_else_of_ours():
-    statement = (
-        "import importlib, pkgutil, trainers.data\n"
-        "for m in pkgutil.walk_packages(trainers.data.__path__, 'trainers.data.'):\n"
-        "    importlib.import_module(m.name)"
-    )
-    modules = imported_by(statement)
+def test_the_data_package_imports_nothing_else_of_ours(imported):
+    modules = imported["trainers.data"]
     own = {m for m in modules if m.split(".")[0] in ("trainers", "rewards", "actors", "cluster")}
+    assert "trainers.data.records" in own
     assert all(m == "trainers" or m.startswith("trainers.data") for m in own)
 
 

@@ -57,7 +57,8 @@ def server() -> Iterator[Server]:
 
     server = Server(("127.0.0.1", 0), Handler)
     server.asked = []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # Looked at that often, a shutdown takes no half second.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
