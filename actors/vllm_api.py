@@ -57,14 +57,19 @@ def vllm_version() -> str:
     return ""
 
 
+def release(version: str) -> tuple[int, int]:
+    """Major and minor of a version."""
+    major, minor, *_ = (*version.split("."), "0")
+    return int(major), int(minor)
+
+
 def require_supported(version: str) -> None:
     """Refuse what is older than the oldest that was read.
 
     Raises:
         UserError: names what is installed and what is needed.
     """
-    major, minor, *_ = (*version.split("."), "0")
-    if version and (int(major), int(minor)) < OLDEST:
+    if version and release(version) < OLDEST:
         raise UserError(
             f"vLLM {version} is installed; Quartet works with {_text(OLDEST)} to {_text(NEWEST)}: "
             f"pip install 'vllm>={_text(OLDEST)}'"
@@ -80,6 +85,17 @@ def sleeps_in_parts() -> bool:
     from vllm.device_allocator import AllocationData
 
     return hasattr(AllocationData, "is_asleep")
+
+
+def reload_keeps_buffers() -> bool:
+    """Whether a reload leaves alone what layers computed for themselves, as positions; in earlier
+    versions it holds whatever the memory did, and passes for a weight from then on.
+    """
+    from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+
+    return any(
+        field.name == "kernel_non_persistent_buffers" for field in fields(LayerReloadingInfo)
+    )
 
 
 def transfer_backends() -> frozenset[str]:
