@@ -1,8 +1,9 @@
 """What differs between the versions of vLLM that Quartet works with, 0.24 to 0.32, in one place.
 
-Both ends were read: the calls are the same, what they are given is not. 0.24 takes an IPC update's
-layout with every update, 0.32 once, at the beginning; 0.24's memory allocator cannot sleep while a
-part of it is away. Everything else that is called (`SIGNATURES`) is the same in both.
+Both ends were run: the calls are the same, what they are given and what they do is not. 0.24 takes
+an IPC update's layout with every update, 0.32 once, at the beginning; 0.24's memory allocator
+cannot sleep while a part of it is away; 0.24's reload spoils buffers. What 0.24 imports is in
+`actors.vllm_imports`. Everything else that is called (`SIGNATURES`) is the same in both.
 """
 
 from __future__ import annotations

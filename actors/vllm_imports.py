@@ -26,13 +26,35 @@ GONE = {
 WORKER = "actors.vllm_worker.Extension"
 
 
+class StandIn:
+    """Can be imported, and raises when it is called.
+
+    Args:
+        name: what it stands for, with its module.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """As class or as function.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"vLLM {vllm_version()} needs {self._name}, which the installed transformers does not "
+            "have: install a newer vLLM (docs/versions.md)"
+        )
+
+
 def complete_imports() -> bool:
-    """Call before vLLM loads a model; returns whether anything was missing."""
+    """Call before vLLM loads a model; returns whether its workers have to, too."""
     version = vllm_version()
     if not version or release(version) >= NEWEST:
         return False
-    missing = [stand_in(import_module(place), names) for place, names in GONE.items()]
-    if not any(missing):
+    lacking = [stand_in(import_module(place), names) for place, names in GONE.items()]
+    if not any(lacking):
         return False
     from vllm.model_executor.models import registry
 
@@ -40,19 +62,9 @@ def complete_imports() -> bool:
     return True
 
 
-def stand_in(module: ModuleType, names: tuple[str, ...]) -> list[str]:
-    """Give `module` those of the names that it lacks. Returns them."""
-    missing = [name for name in names if not hasattr(module, name)]
-    for name in missing:
-        setattr(module, name, _refusal(f"{module.__name__}.{name}"))
-    return missing
-
-
-def _refusal(name: str) -> Any:
-    def refuse(*_args: Any, **_kwargs: Any) -> Any:
-        raise UserError(
-            f"vLLM {vllm_version()} needs {name}, which the installed transformers does not have: "
-            "install a newer vLLM (docs/versions.md)"
-        )
-
-    return refuse
+def stand_in(module: ModuleType, names: tuple[str, ...]) -> bool:
+    """Give `module` those of the names that it lacks; returns whether it has any stand-in now."""
+    for name in names:
+        if not hasattr(module, name):
+            setattr(module, name, StandIn(f"{module.__name__}.{name}"))
+    return any(isinstance(getattr(module, name), StandIn) for name in names)

@@ -12,11 +12,13 @@ from trainers.data.errors import UserError
 def test_what_is_missing_is_stood_in_for_and_refuses_to_be_used():
     module = ModuleType("some.module")
     module.there = 1
-    assert vllm_imports.stand_in(module, ("there", "Gone")) == ["Gone"]
+    assert vllm_imports.stand_in(module, ("there",)) is False
+    assert vllm_imports.stand_in(module, ("there", "Gone")) is True
     assert module.there == 1
     with pytest.raises(UserError, match=r"needs some\.module\.Gone, .*docs/versions\.md"):
         module.Gone("config", device="cpu")
-    assert vllm_imports.stand_in(module, ("there", "Gone")) == []
+    # the second engine of a process has workers of its own
+    assert vllm_imports.stand_in(module, ("there", "Gone")) is True
 
 
 def test_the_newest_vllm_needs_nothing(monkeypatch):
