@@ -2,8 +2,9 @@
 
 Both ends were run: the calls are the same, what they are given and what they do is not. 0.24 takes
 an IPC update's layout with every update, 0.32 once, at the beginning; 0.24's memory allocator
-cannot sleep while a part of it is away; 0.24's reload spoils buffers. What 0.24 imports is in
-`actors.vllm_imports`. Everything else that is called (`SIGNATURES`) is the same in both.
+cannot sleep while a part of it is away; 0.24's reload spoils buffers; its map of names knows names
+only. What 0.24 imports is in `actors.vllm_imports`. Everything else that is called (`SIGNATURES`)
+is the same in both.
 """
 
 from __future__ import annotations
@@ -97,6 +98,13 @@ def reload_keeps_buffers() -> bool:
     return any(
         field.name == "kernel_non_persistent_buffers" for field in fields(LayerReloadingInfo)
     )
+
+
+def layer_names(model: Any) -> Any:
+    """What turns a checkpoint's names of layers into a model's; None where they are the same."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    # Since layers are stacked by the same object, it has to be asked for the names alone.
+    return mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
 
 
 def transfer_backends() -> frozenset[str]:

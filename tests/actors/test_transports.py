@@ -7,6 +7,7 @@ import inspect
 import itertools
 import socket
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +139,20 @@ def test_the_installed_vllm_takes_what_it_is_told():
     assert (beginning | update)["packed"] is True
     assert NCCLWeightTransferUpdateInfo(**vllm_api.nccl_update(*tensors)).shapes == [[2, 3]]
     NCCLWeightTransferInitInfo(**vllm_api.nccl_beginning("10.0.0.1", 2345, 1, 3))
+
+
+def test_names_of_layers_come_from_either_kind_of_map():
+    class OfNames:
+        """As in vLLM 0.24."""
+
+    class OfStacksToo:
+        def get_rename_mapper(self) -> str:
+            return "names alone"
+
+    names = OfNames()
+    assert vllm_api.layer_names(SimpleNamespace()) is None
+    assert vllm_api.layer_names(SimpleNamespace(hf_to_vllm_mapper=names)) is names
+    assert vllm_api.layer_names(SimpleNamespace(hf_to_vllm_mapper=OfStacksToo())) == "names alone"
 
 
 def test_versions_before_the_oldest_are_refused():
