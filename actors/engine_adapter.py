@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.lora import linear_layers
-from actors.vllm_api import layer_names
+from actors.vllm_api import layer_names, serves_towers, vllm_version
 from trainers.data.errors import UserError
 
 PARTS = (".lora_A.weight", ".lora_B.weight")
@@ -44,6 +44,11 @@ def engine_options(model_dir: str | Path, rank: int, *, vision: bool = False) ->
     """
     if not rank:
         return {}
+    if vision and not serves_towers(vllm_version()):
+        raise UserError(
+            f"train.lora_sync=adapter: vLLM {vllm_version()} serves no adapters on a vision tower, "
+            "0.32 does; set train.lora_sync=merged, or train.lora_vision=false"
+        )
     options: dict[str, Any] = {
         "enable_lora": True,
         "max_loras": 1,

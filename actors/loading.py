@@ -27,6 +27,9 @@ class Received:
     """Of what arrived, by checkpoint name."""
     computed: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     """Copies of buffers that the reload would spoil: the module, the name in it, the values."""
+    wrapped: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    """Layers with adapters, out of the model while it loads: the module above, the name, the layer.
+    """
 
 
 def watch(worker: Any, checked: bool) -> None:
@@ -34,6 +37,7 @@ def watch(worker: Any, checked: bool) -> None:
     model = worker.model_runner.get_model()
     received = worker.quartet_received = Received(checked)
     if not reload_keeps_buffers():
+        received.wrapped = unwrap(model)
         received.computed = computed_buffers(model)
     load = model.load_weights
 
@@ -68,8 +72,26 @@ def unwatch(worker: Any) -> dict[str, int]:
             f"stale, {', '.join(stale[:3])} among them"
         )
     restore(received.computed)
+    for above, name, layer in received.wrapped:
+        above._modules[name] = layer
     _pack_tied_heads(model)
     return received.checksums
+
+
+def unwrap(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put the layers that take adapters back to what the checkpoint names. Returns what was there.
+
+    vLLM 0.24 looks for their weights under the names that they had before it wrapped them.
+    """
+    wrapped = [
+        (above, name, layer)
+        for above in model.modules()
+        for name, layer in above.named_children()
+        if hasattr(layer, "base_layer")
+    ]
+    for above, name, layer in wrapped:
+        above._modules[name] = layer.get_submodule("base_layer")
+    return wrapped
 
 
 def computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

@@ -100,9 +100,16 @@ def reload_keeps_buffers() -> bool:
     )
 
 
+def serves_towers(version: str) -> bool:
+    """Whether adapters on a vision tower work at all: 0.24 dies in an engine's start, at least on a
+    CPU, and 0.32 serves those of `engine_adapter.TOWERS`.
+    """
+    return release(version) >= NEWEST
+
+
 def layer_names(model: Any) -> Any:
     """What turns a checkpoint's names of layers into a model's; None where they are the same."""
-    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    mapper: Any = getattr(model, "hf_to_vllm_mapper", None)
     # Since layers are stacked by the same object, it has to be asked for the names alone.
     return mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
 

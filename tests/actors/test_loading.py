@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from actors.loading import computed_buffers, restore
+from actors.loading import computed_buffers, restore, unwrap
 
 
 def model() -> nn.Module:
@@ -20,6 +20,16 @@ def model() -> nn.Module:
 def test_only_what_a_layer_with_weights_computed_is_copied():
     found = computed_buffers(model())
     assert [(type(module), name) for module, name, _ in found] == [(nn.Embedding, "positions")]
+
+
+def test_layers_that_take_adapters_have_the_checkpoints_names_meanwhile():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    known = set(inner.state_dict())
+    adapted = nn.Module()
+    adapted.base_layer, inner[0] = inner[0], adapted
+    assert set(inner.state_dict()) != known
+    assert unwrap(inner) == [(inner, "0", adapted)]
+    assert set(inner.state_dict()) == known
 
 
 def test_buffers_come_back_in_place_and_stay_out_of_the_checkpoint():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import segments, vllm_api
+from actors import engine_adapter, segments, vllm_api
 from actors.sending import NcclOutbox, Outbox
 from actors.transports import Reach, choose
 from actors.weight_sync import tensor_checksum
@@ -153,6 +153,12 @@ def test_names_of_layers_come_from_either_kind_of_map():
     assert vllm_api.layer_names(SimpleNamespace()) is None
     assert vllm_api.layer_names(SimpleNamespace(hf_to_vllm_mapper=names)) is names
     assert vllm_api.layer_names(SimpleNamespace(hf_to_vllm_mapper=OfStacksToo())) == "names alone"
+
+
+def test_adapters_on_a_tower_are_refused_in_one_line_before_vllm_serves_them(monkeypatch):
+    monkeypatch.setattr(engine_adapter, "vllm_version", lambda: "0.24.0")
+    with pytest.raises(UserError, match=r"vLLM 0\.24\.0 serves no adapters .*lora_sync=merged"):
+        engine_adapter.engine_options("folder", 8, vision=True)
 
 
 def test_versions_before_the_oldest_are_refused():
