@@ -43,9 +43,9 @@ MAX_GAP = 1e-5
 """Between a token's logprob in engine and trainer, float32."""
 RANK = 4
 NOT_SERVED = ("llava_onevision",)
-NOT_SERVED_BY_OLDER = (*NOT_SERVED, "llava_next")
-"""By vLLM 0.24, as far as was tried."""
 """Families that vLLM has no adapters for."""
+NOT_SERVED_BY_OLDER = (*NOT_SERVED, "llava_next")
+"""The same of vLLM 0.24, as far as was tried."""
 
 
 class Pair:
