@@ -1,7 +1,9 @@
 # Two commands do it all: `make compare` and `make test`. Each installs first if it has to.
 
 PYTHON ?= python3
-VENV ?= .venv
+# Which of the vLLMs in pyproject.toml's extras, with its torch and transformers. Empty: the first.
+VLLM ?=
+VENV ?= .venv$(addprefix -,$(VLLM))
 # Where to look for torch, if pip's own configuration does not find the right build. Empty: decided by
 # the installer (see cluster/install.py). Public CPU builds: https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -23,14 +25,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 .PHONY: help install compare base report doctor test test-all lint types format clean
 
 help:  ## Show this list
-	@echo "make <target> [VENV=.venv] [PYTHON=python3] [TORCH_INDEX=URL]"
+	@echo "make <target> [VENV=.venv] [PYTHON=python3] [VLLM=0.24.0] [TORCH_INDEX=URL]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
 install:  ## Make VENV and install everything pinned (CUDA stack if there is an NVIDIA GPU)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Quartet needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." \
 	       "Name another one: make install PYTHON=python3.12" >&2; exit 2; }
-	@$(PYTHON) -m cluster.install --venv "$(VENV)" --torch-index "$(TORCH_INDEX)"
+	@$(PYTHON) -m cluster.install --venv "$(VENV)" --vllm "$(VLLM)" --torch-index "$(TORCH_INDEX)"
 
 compare: install  ## PPO, DPO, nSFT and SFT on the built-in task (QUICK=1, SEED=0, ARGS=...)
 	@$(QUARTET) compare $(COMPARE_ARGS)

@@ -24,6 +24,7 @@ from actors.segments import without_segments
 from actors.sending import Parcel
 from actors.transports import TransportSetting
 from actors.vllm_api import require_supported, vllm_version
+from actors.vllm_imports import WORKER, complete_imports
 from trainers.conditions import RolloutCopy
 from trainers.data.errors import UserError
 from trainers.data.images import ImageStore
@@ -147,6 +148,8 @@ class Engine:
             raise UserError(
                 "rollout.sleep with rollout.tensor_parallel above 1 needs GPUs; leave one out"
             )
+        if complete_imports() and parallel:
+            device_options["worker_extension_cls"] = WORKER
         options = device_options | engine_adapter.engine_options(
             spec.model_dir, spec.lora_rank, vision=spec.lora_vision
         )

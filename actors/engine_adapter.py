@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.lora import linear_layers
+from actors.vllm_api import layer_names, serves_towers, vllm_version
 from trainers.data.errors import UserError
 
 PARTS = (".lora_A.weight", ".lora_B.weight")
@@ -43,6 +44,11 @@ def engine_options(model_dir: str | Path, rank: int, *, vision: bool = False) ->
     """
     if not rank:
         return {}
+    if vision and not serves_towers(vllm_version()):
+        raise UserError(
+            f"train.lora_sync=adapter: vLLM {vllm_version()} serves no adapters on a vision tower, "
+            "0.32 does; set train.lora_sync=merged, or train.lora_vision=false"
+        )
     options: dict[str, Any] = {
         "enable_lora": True,
         "max_loras": 1,
@@ -112,7 +118,6 @@ def load(worker: Any, tensors: Sequence[tuple[str, Tensor]]) -> None:
 
     served = worker.model_runner.lora_manager
     manager = served._adapter_manager
-    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
     rank = max(tensor.shape[0] for name, tensor in tensors if name.endswith(PARTS[0]))
     adapter = LoRAModel.from_lora_tensors(
         NUMBER,
@@ -121,7 +126,7 @@ def load(worker: Any, tensors: Sequence[tuple[str, Tensor]]) -> None:
         PEFTHelper(r=rank, lora_alpha=rank, target_modules=[]),
         device="cpu",
         dtype=served.lora_config.lora_dtype,
-        weights_mapper=None if mapper is None else mapper.get_rename_mapper(),
+        weights_mapper=layer_names(manager.model),
     )
     wanted = {
         part

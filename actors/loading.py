@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from actors.vllm_api import reload_keeps_buffers
 from actors.weight_sync import tensor_checksum
 
 
@@ -24,12 +25,20 @@ class Received:
     """Parameters that were loaded, by the engine's names."""
     checksums: dict[str, int] = field(default_factory=dict)
     """Of what arrived, by checkpoint name."""
+    computed: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
+    """Copies of buffers that the reload would spoil: the module, the name in it, the values."""
+    wrapped: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    """Layers with adapters, out of the model while it loads: the module above, the name, the layer.
+    """
 
 
 def watch(worker: Any, checked: bool) -> None:
     """Begin to note what `load_weights` is given."""
     model = worker.model_runner.get_model()
     received = worker.quartet_received = Received(checked)
+    if not reload_keeps_buffers():
+        received.wrapped = unwrap(model)
+        received.computed = computed_buffers(model)
     load = model.load_weights
 
     def noted(weights: Any) -> Iterator[tuple[str, Tensor]]:
@@ -62,8 +71,48 @@ def unwatch(worker: Any) -> dict[str, int]:
             f"weight sync: {len(stale)} of the engine's parameters got no weights and would stay "
             f"stale, {', '.join(stale[:3])} among them"
         )
+    restore(received.computed)
+    for above, name, layer in received.wrapped:
+        above._modules[name] = layer
     _pack_tied_heads(model)
     return received.checksums
+
+
+def unwrap(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put the layers that take adapters back to what the checkpoint names. Returns what was there.
+
+    vLLM 0.24 looks for their weights under the names that they had before it wrapped them.
+    """
+    wrapped = [
+        (above, name, layer)
+        for above in model.modules()
+        for name, layer in above.named_children()
+        if hasattr(layer, "base_layer")
+    ]
+    for above, name, layer in wrapped:
+        above._modules[name] = layer.get_submodule("base_layer")
+    return wrapped
+
+
+def computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Buffers that are in no checkpoint, of modules that have weights beside them; a reload does
+    not touch other modules.
+    """
+    return [
+        (module, name, getattr(module, name).clone())
+        for module in model.modules()
+        if any(True for _ in module.parameters(recurse=False))
+        for name in sorted(module._non_persistent_buffers_set)
+        if getattr(module, name, None) is not None
+    ]
+
+
+def restore(computed: list[tuple[nn.Module, str, Tensor]]) -> None:
+    """Put buffers back as they were, where they are: a CUDA graph knows the address."""
+    for module, name, values in computed:
+        buffer = getattr(module, name)
+        buffer.copy_(values)
+        module.register_buffer(name, buffer, persistent=False)
 
 
 def reload(worker: Any, tensors: list[tuple[str, Tensor]]) -> None:

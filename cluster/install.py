@@ -4,6 +4,9 @@ Run by the system's Python before anything is installed, so only the standard li
 steps are shown one line each; what pip says goes to `install.log` in the environment. A stamp in
 the environment remembers what was installed, so that a second call does nothing.
 
+What goes with which vLLM stands in pyproject.toml's extras. `--vllm` names one that is not the
+default; it has an environment of its own.
+
 torch needs care. vLLM's CPU build insists on torch's `+cpu` build, which PyPI does not have. Where
 pip's own configuration finds it, nothing is added; elsewhere PyTorch's public CPU index is.
 """
@@ -48,6 +51,8 @@ class Plan:
     """The pinned requirement, as `torch==2.13.0`."""
     torch_index: str
     """Extra package index for torch; empty where pip's own configuration is enough."""
+    extra: str
+    """Of pyproject.toml: the stack, which starts with the accelerator's name."""
 
     @property
     def other_vllm(self) -> str:
@@ -69,17 +74,42 @@ def read_project() -> dict[str, Any]:
     return {"project": tables["project"], "build": tables["build-system"]}
 
 
-def torch_requirement(project: dict[str, Any]) -> str:
-    """The pinned torch among the dependencies."""
-    found = [d for d in project["project"]["dependencies"] if re.match(r"torch\b(?!\w)", d)]
-    assert len(found) == 1, found
-    return str(found[0])
+def stacks(project: dict[str, Any], accelerator: Accelerator) -> dict[str, str]:
+    """Version of vLLM -> the extra that pins it, the default first."""
+    name = re.compile(r"vllm(?:-cpu)?==(\S+)")
+    return {
+        found[1]: extra
+        for extra, lines in project["project"]["optional-dependencies"].items()
+        if extra.split("-")[0] == accelerator
+        for found in map(name.match, lines)
+        if found
+    }
 
 
-def fingerprint(project: dict[str, Any], accelerator: Accelerator) -> str:
+def choose_stack(project: dict[str, Any], accelerator: Accelerator, vllm: str) -> str:
+    """The extra for a version of vLLM; "" is the default.
+
+    Raises:
+        InstallError: there is none; names those that there are.
+    """
+    known = stacks(project, accelerator)
+    if vllm and vllm not in known:
+        choice = " or ".join(f"VLLM={version}" for version in known)
+        raise InstallError(f"VLLM={vllm}: pyproject.toml has no stack for it; take {choice}")
+    return known[vllm or next(iter(known))]
+
+
+def torch_requirement(project: dict[str, Any], extra: str) -> str:
+    """The torch that a stack pins."""
+    lines = project["project"]["optional-dependencies"][extra]
+    [found] = (line for line in lines if line.startswith("torch=="))
+    return str(found)
+
+
+def fingerprint(project: dict[str, Any], extra: str) -> str:
     """Changes when the environment has to be installed again, and only then."""
     hook = (ROOT / "cluster" / "torchvision_hook.py").read_text(encoding="utf-8")
-    text = json.dumps([project, accelerator, hook, str(ROOT)], sort_keys=True)
+    text = json.dumps([project, extra, hook, str(ROOT)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -109,12 +139,12 @@ class Environment:
                 "(on Debian and Ubuntu: apt install python3-venv)"
             )
 
-    def installed_fingerprint(self) -> str | None:
-        """What the stamp says; None without a readable stamp."""
+    def stamped(self, key: str) -> str:
+        """What the stamp says; "" without a readable stamp."""
         try:
-            return str(json.loads(self.stamp.read_text(encoding="utf-8"))["fingerprint"])
+            return str(json.loads(self.stamp.read_text(encoding="utf-8"))[key])
         except (OSError, ValueError, KeyError):
-            return None
+            return ""
 
     def step(self, title: str, *command: str) -> None:
         """Run the environment's Python with `command`, showing `title` and the seconds it takes."""
@@ -189,10 +219,10 @@ def cpu_build_is_named() -> bool:
     return sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64", "s390x"}
 
 
-def make_plan(env: Environment, project: dict[str, Any], torch_index: str) -> Plan:
+def make_plan(env: Environment, project: dict[str, Any], torch_index: str, extra: str) -> Plan:
     """Decide what this machine gets; prints a line where that is not obvious."""
     accelerator = detect_accelerator()
-    torch = torch_requirement(project)
+    torch = torch_requirement(project, extra)
     if accelerator == "cpu" and cpu_build_is_named():
         if not torch_index:
             found = env.torch_that_pip_finds(torch)
@@ -201,7 +231,22 @@ def make_plan(env: Environment, project: dict[str, Any], torch_index: str) -> Pl
                 print(f"  pip finds torch {found}; taking the CPU build from {torch_index}")
         # Asked for by its full name, so that a wrong index fails before a GB of CUDA is fetched.
         torch += "+cpu"
-    return Plan(accelerator=accelerator, torch=torch, torch_index=torch_index)
+    return Plan(accelerator=accelerator, torch=torch, torch_index=torch_index, extra=extra)
+
+
+def require_same_stack(env: Environment, extra: str) -> None:
+    """Refuse to make one stack's environment another's: whatever runs in it would change under way,
+    and with it what two runs are compared by. A GPU may come and go.
+
+    Raises:
+        InstallError: names another folder.
+    """
+    there = env.stamped("extra").partition("-")[2]
+    if env.stamp.exists() and there != extra.partition("-")[2]:
+        raise InstallError(
+            f"{env.folder} holds the stack of another vLLM ({there or 'the default one'}); name "
+            "another folder with VENV=, or leave VENV out"
+        )
 
 
 def install(env: Environment, plan: Plan) -> None:
@@ -224,7 +269,7 @@ def install(env: Environment, plan: Plan) -> None:
                 "there is a GPU, but pip's configuration gave a CPU build of torch. "
                 "Try: make install TORCH_INDEX=https://download.pytorch.org/whl/cu130"
             )
-    extras = f".[{plan.accelerator},dev]"
+    extras = f".[{plan.extra},dev]"
     env.step("vLLM, Ray, DeepSpeed and the rest", *pip, "install", *index, "-e", extras)
     if plan.accelerator == "cpu":
         env.step(
@@ -241,20 +286,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Install unless the stamp says that it was done; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make install", description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--vllm", default="", help="a version that an extra pins")
     parser.add_argument("--torch-index", default="", help="extra package index for torch")
     parser.add_argument("--force", action="store_true", help="install even if the stamp is current")
     options = parser.parse_args(arguments)
     env = Environment(options.venv.absolute())
     project = read_project()
-    current = fingerprint(project, detect_accelerator())
-    if env.installed_fingerprint() == current and env.python.exists() and not options.force:
-        return 0
     began = time.monotonic()
     try:
+        extra = choose_stack(project, detect_accelerator(), options.vllm)
+        current = fingerprint(project, extra)
+        require_same_stack(env, extra)
+        if env.stamped("fingerprint") == current and env.python.exists() and not options.force:
+            return 0
         print(f"Installing into {options.venv} (once; a few minutes, about 5 GB)")
         env.create()
         env.stamp.unlink(missing_ok=True)
-        plan = make_plan(env, project, options.torch_index)
+        plan = make_plan(env, project, options.torch_index, extra)
         install(env, plan)
     except InstallError as error:
         print(f"make install: {error}", file=sys.stderr)
@@ -263,11 +311,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nmake install: stopped; run it again to go on", file=sys.stderr)
         return 130
     seconds = round(time.monotonic() - began)
-    env.stamp.write_text(
-        json.dumps({"fingerprint": current, "accelerator": plan.accelerator, "seconds": seconds})
-        + "\n",
-        encoding="utf-8",
-    )
+    stamp = {"fingerprint": current, "extra": extra, "seconds": seconds}
+    env.stamp.write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     print(f"Installed in {seconds} s.")
     return 0
 

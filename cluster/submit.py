@@ -23,7 +23,7 @@ from cluster.failures import RunFailedError
 from trainers.data.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-EXCLUDES = [".git", ".venv", ".cache", "runs", "__pycache__"]
+EXCLUDES = [".git", ".venv*", ".cache", "runs", "__pycache__"]
 """Beside the ignore files, for folders that have none."""
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 GRACE = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}

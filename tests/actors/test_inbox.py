@@ -42,12 +42,13 @@ def start(self: Any, spec: Any) -> None:
         def start_weight_update(self) -> None:
             reload.initialize_layerwise_reload(self.model)
 
-        def receive_weights(self, update_info: Any) -> None:
+        def receive_weights(self, update_info: Any, load_weights: Any = None) -> None:
+            # vLLM 0.24's worker hands over what is to be called, and its own lifecycle is used.
             self.updates += 1
-            self.model.load_weights(update_info.tensors)
+            (load_weights or self.model.load_weights)(update_info.tensors)
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
-            # vLLM's own waits for an accelerator, of which there is none.
+            # vLLM's own waits for an accelerator, of which there is none (0.24's worker, below).
             self.receive_weights(self.parse_update_info(update_info))
 
         def finish_weight_update(self) -> None:
@@ -56,8 +57,13 @@ def start(self: Any, spec: Any) -> None:
         def shutdown(self) -> None:
             pass
 
+        def trainer_send_weights(self) -> None:
+            """Abstract in vLLM 0.24."""
+
     if "host" not in factory.WeightTransferEngineFactory._registry:
         factory.WeightTransferEngineFactory.register_engine("host", HostEngine)
+    if not torch.accelerator.is_available():
+        torch.accelerator.synchronize = lambda: None
     self.load(replace(spec, transport="host"))
 
 

