@@ -191,7 +191,8 @@ class CritiqueJudge(ModelJudge):
     def score(self, rows: Sequence[Row]) -> list[float]:
         """Scores of evaluator prompts with their critiques; one forward each."""
         encoded = [encode_row(row, self.processing) for row in rows]
-        order = sorted(range(len(rows)), key=lambda index: len(encoded[index].input_ids))
+        # The longest first, as in `actors.scoring`: one that does not fit is the first.
+        order = sorted(range(len(rows)), key=lambda index: -len(encoded[index].input_ids))
         scores = [0.0] * len(rows)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]

@@ -24,7 +24,7 @@ EXPLANATION = """What the difference is made of, by the source of both (parts of
 * **Data.** Both process images and texts anew in every step. TRL processes a pair's image for each of its sides; we keep it by its content, once.
 * **Reference.** Its copy is the same size on both sides, and scored in the step.
 * **Page faults.** Our processes have malloc keep the memory of large tensors; "malloc alike" is the ratio to a TRL process that was told the
-  same. With a large vocabulary it is a good part of the difference on a CPU, and none of it is there on a GPU.
+  same. With a large vocabulary it is a good part of the difference on a CPU; a GPU's tensors do not come from malloc.
 * **Engine.** We go through DeepSpeed at one rank, TRL through Accelerate without it: a cost per step of ours, measured
   below against plain torch.
 """
