@@ -180,6 +180,8 @@ def test_interrupt_leaves_a_readable_run_and_no_process(home, tiny_model):
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Tests that a shell started in the background hand an ignored SIGINT on to children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         while "dpo round 2/2 ..." not in log.read_text():
