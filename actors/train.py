@@ -11,7 +11,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from actors.conditions import trained_conditions
 from actors.export import save_model_folder
-from actors.extensions import load_disk_extension, load_extensions
+from actors.extensions import load_extensions
 from actors.forward import forward_shape
 from actors.giving_back import GivesBack, give_back_dead
 from actors.ledger import BORROWED, PhaseMeter, Reading
@@ -49,6 +49,7 @@ from actors.segments import expand_segments
 from actors.sending import Sends
 from actors.spare_image import run_tower_always
 from actors.state_files import StateFiles
+from actors.swap_folder import swapping
 from actors.tracker import StorageTracker
 from actors.train_spec import TrainSpec, deepspeed_config
 from actors.train_state import trained_state
@@ -101,6 +102,7 @@ class TrainActor(Sends, GivesBack):
         self._tenant: TrainActor | None = None
         self._base: list[Tensor] = []
         self._borrows = False
+        self._swap = ExitStack()
         self._stream: Iterator[list[Batch]] | None = None
 
     def warm_up(self) -> None:
@@ -154,7 +156,7 @@ class TrainActor(Sends, GivesBack):
             use_liger(module.vlm)
         trained = [p for p in module.parameters() if p.requires_grad]
         if spec.offload_optimizer == "nvme":
-            load_disk_extension()
+            spec = self._swap.enter_context(swapping(spec))
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=trained,
@@ -207,6 +209,7 @@ class TrainActor(Sends, GivesBack):
         if self._engine is not None:
             self._engine.destroy()
         self._engine = None
+        self._swap.close()
         if self._tenant is not None:
             self._tenant.unload()
         self._tenant, self._base = None, []

@@ -31,6 +31,10 @@ REGIMES = {
         BASE, zero_stage=2, optimizer_device="cpu", reference="cached"
     ),
     "full, one copy at a time": replace(BASE, time_slice=True),
+    "full, optimiser on a disk": replace(BASE, zero_stage=3, optimizer_device="nvme"),
+    "full, on a disk, reference cached": replace(
+        BASE, zero_stage=3, optimizer_device="nvme", reference="cached"
+    ),
     "LoRA 64": replace(BASE, lora_rank=64),
     "LoRA 64, one copy at a time": replace(BASE, lora_rank=64, time_slice=True),
 }
@@ -56,6 +60,7 @@ def plan_model(name: str) -> list[dict[str, Any]]:
                     "regime": regime,
                     "bytes": plan.peak_bytes_per_gpu,
                     "host_bytes": plan.host_bytes,
+                    "disk_bytes": plan.disk_bytes,
                     "binding_phase": plan.binding_phase,
                 }
             )

@@ -33,14 +33,14 @@ def lines(result: Mapping[str, Any], cards: Sequence[Mapping[str, Any]] = ()) ->
         (
             f"{result['kind'].capitalize()}, by `{result['command']}`: the first of "
             f"{'; '.join(REGIMES)} that the card has room for (GB in brackets: of the card, and of the "
-            f"host where copies wait there, at most {host / 1e9:.0f}). One GPU holds everything: trained "
+            f"host where copies wait there, at most {host / 1e9:.0f}, and of a disk's files). One GPU holds everything: trained "
             "and frozen copies, rollout engine and judge, engines asleep while others work. bfloat16, "
             "gradient checkpointing, micro-batches of 2 rows of one image, 128 tokens and 512 of response. "
             f"What a process gets of a card, GB: {sizes}. {measured(cards)}"
         ),
         "",
         *table(["model", "method", *rooms], chosen),
-        "What each regime needs, GB of the card (and of the host):",
+        "What each regime needs, GB of the card (and of host and disk):",
         "",
         *table(["model", "method", *REGIMES], needed),
     ]
@@ -68,4 +68,5 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
 
 def _bytes(cell: Mapping[str, Any]) -> str:
     host = f" + {cell['host_bytes'] / 1e9:.0f} host" if cell["host_bytes"] > 5e8 else ""
-    return f"{cell['bytes'] / 1e9:.1f}{host}"
+    disk = f" + {cell['disk_bytes'] / 1e9:.0f} disk" if cell["disk_bytes"] > 5e8 else ""
+    return f"{cell['bytes'] / 1e9:.1f}{host}{disk}"

@@ -17,6 +17,8 @@ SHORT = {
     "full, optimiser on the host": "offload",
     "full, that and reference cached": "offload, cached",
     "full, one copy at a time": "turns",
+    "full, optimiser on a disk": "disk",
+    "full, on a disk, reference cached": "disk, cached",
     "LoRA 64": "LoRA",
     "LoRA 64, one copy at a time": "LoRA, turns",
 }
@@ -76,7 +78,7 @@ def _fits(fits: Mapping[str, Any]) -> list[str]:
         (
             f"Which regime fits one card that holds every copy, engine and judge ({' / '.join(METHODS)}). "
             f"Predicted by `{fits['command']}` in bfloat16 for at most {host / 1e9:.0f} GB of host memory; "
-            "*offload* has the optimiser on the host, *cached* no reference at all, *turns* one copy at a time on the "
+            "*offload* has the optimiser on the host, *disk* on an NVMe disk, *cached* no reference at all, *turns* one copy at a time on the "
             "card, *LoRA* adapters of rank 64:"
         ),
         "",

@@ -58,7 +58,7 @@ def planned_bytes(
         image_tokens=image_tokens,
         num_banned=banned,
         chunk_size=spec.chunk_size,
-        optimizer_device="device" if spec.offload_optimizer == "none" else "cpu",
+        optimizer_device="device" if spec.offload_optimizer == "none" else spec.offload_optimizer,
     )
     device: Copies = {}
     host: Copies = {}

@@ -21,6 +21,7 @@ from cluster.preemption import Preempted, finishing, recognised
 from cluster.residency import (
     at_work,
     awake,
+    clear_disk,
     forget_requests,
     measure_memory,
     place,
@@ -147,6 +148,7 @@ def _run_arm(
     result.core_seconds = arm.ledger.core_seconds()
     result.seconds_by_phase = arm.clock.seconds()
     result.timeline = [PhaseSpan(phase=p, start=s, end=e) for p, s, e in arm.clock.spans]
+    clear_disk(session, arm)
 
 
 def run_round(

@@ -39,6 +39,13 @@ def place(session: Session, arm: Arm) -> None:
     session.write_processes()
 
 
+def clear_disk(session: Session, arm: Arm) -> None:
+    """Free copies whose optimiser is on a disk: its files are of no use after the run."""
+    if arm.config.train.offload_optimizer == "nvme":
+        for role in arm.method.trained:
+            session.unload(role)
+
+
 def leaves(session: Session, arm: Arm, role: str) -> bool:
     """Whether a copy is in host memory while it does not work."""
     train = arm.config.train

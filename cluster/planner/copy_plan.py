@@ -10,6 +10,7 @@ from typing import Any
 from actors.train_spec import REDUCE_BUCKET_SIZE
 from cluster.planner.architectures import Architecture
 from cluster.planner.copies import CopyTensors, copy_tensors
+from cluster.planner.disk import disk_copy_bytes
 from cluster.planner.offload import Offloaded, offloaded_copy_bytes
 from cluster.planner.settings import Settings
 from cluster.planner.static import (
@@ -43,10 +44,12 @@ class CopyPlanner:
 
     def trained(self, role: str, settings: Settings, num_ranks: int) -> Offloaded:
         """What stays of a trained copy on the fullest rank. Gradients are counted where they exist,
-        in `step`; with an offloaded optimiser they are among the host's bytes.
+        in `step`; with an offloaded optimiser they are among the host's or the disk's bytes.
         """
         tensors = self._copy(role, settings)
         sharding = _sharding(settings, num_ranks, tensors)
+        if settings.optimizer_device == "nvme":
+            return disk_copy_bytes(tensors.shapes, tensors.buffer_bytes, sharding)
         rank = fullest_rank(tensors.shapes, sharding)
         if settings.optimizer_device == "cpu":
             return offloaded_copy_bytes(
@@ -75,6 +78,8 @@ class CopyPlanner:
         if not keep:
             kinds["gradients"] = _gradients(tensors, settings, sharding)
         kinds["communication"] = backward_bucket_bytes(sharding) + _gathered(tensors, sharding)
+        if settings.optimizer_device == "nvme":  # a bucket's gradients in float32, on their way
+            kinds["communication"] += 4 * sharding.reduce_bucket_size
         if settings.zero_stage == 0:
             flattened = min(FLATTENED, tensors.num_trained) * (2 if settings.bf16 else 4)
             reducing = {
@@ -183,7 +188,7 @@ def _gradients(tensors: CopyTensors, settings: Settings, sharding: Sharding) -> 
     whole = tensors.num_trained * (2 if sharding.bf16 else 4)
     if sharding.zero_stage == 1 and settings.accumulate:
         return whole  # every rank keeps them until the last micro-batch is reduced
-    if settings.optimizer_device == "cpu":
+    if settings.optimizer_device != "device":
         return 0
     rank = fullest_rank(tensors.shapes, sharding)
     return trained_copy_bytes(tensors.shapes, 0, sharding, rank)["gradients"]

@@ -35,10 +35,11 @@ ZERO_3_SCALAR_BYTES = 4 + 1
 
 @dataclass(frozen=True, slots=True)
 class Offloaded:
-    """Kind -> bytes on one rank."""
+    """Kind -> bytes on one rank; and those of its files."""
 
     device: dict[str, int]
     host: dict[str, int]
+    disk: int = 0
 
 
 def offloaded_copy_bytes(

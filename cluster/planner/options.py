@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trainers.data.errors import UserError
 
@@ -25,6 +25,12 @@ OWN = (
     "--sequences", "--chunk", "--placement", "--config", "--json",
 )  # fmt: skip
 """What is not a setting."""
+OFFLOADED: dict[str | None, Literal["device", "cpu", "nvme"]] = {
+    None: "device",
+    "optimizer": "cpu",
+    "nvme": "nvme",
+}
+"""`--offload` -> where the optimiser is."""
 
 
 def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
@@ -53,7 +59,11 @@ def add_options(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
         choices=("own_copy", "shared_base"),
         help="shared_base: PPO's critic is adapters and a head on the policy's base",
     )
-    add("--offload", choices=("optimizer",), help="optimiser states and masters on the host")
+    add(
+        "--offload",
+        choices=("optimizer", "nvme"),
+        help="optimiser states and masters on the host, or on a disk (ZeRO 3)",
+    )
     add(
         "--sleep",
         action="store_true",
@@ -100,6 +110,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         )
     if arguments.offload and not arguments.zero:
         raise UserError("--offload optimizer needs --zero 1, 2 or 3, which own the optimiser")
+    if arguments.offload == "nvme" and arguments.zero != 3:
+        raise UserError("--offload nvme needs --zero 3, the only stage that has it")
     if arguments.offload and arguments.time_slice:
         raise UserError("--time-slice moves optimiser states with their copy; leave out --offload")
     if arguments.lora_vision and not arguments.lora:
@@ -125,7 +137,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         chunk_size=arguments.chunk,
         sleep=arguments.sleep,
         time_slice=arguments.time_slice,
-        optimizer_device="cpu" if arguments.offload else "device",
+        optimizer_device=OFFLOADED[arguments.offload],
     )
 
 

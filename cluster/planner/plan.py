@@ -42,6 +42,8 @@ class MethodPlan:
     """Phase -> copy -> kind -> bytes on the fullest GPU."""
     host_bytes: int
     """Parked copies and offloaded optimiser states, all ranks of the fullest GPU."""
+    disk_bytes: int
+    """Optimiser states on a disk, of the same ranks."""
     fits: bool
     min_gpus: int | None
     """Smallest number of GPUs that fits, beyond one node in whole nodes; None if 64 nodes do not
@@ -86,7 +88,7 @@ class Planner:
         """The method on `num_gpus`, by default on the smallest number that fits (or one)."""
         smallest = self._smallest(method, settings)
         number = num_gpus or smallest or 1
-        phases, host = self._phases(method, settings, number)
+        phases, host, disk = self._phases(method, settings, number)
         fits = max(total(copies) for copies in phases.values()) <= self.gpu.memory_bytes
         return MethodPlan(
             method=method.name,
@@ -94,6 +96,7 @@ class Planner:
             num_gpus=number,
             phases=phases,
             host_bytes=host,
+            disk_bytes=disk,
             fits=fits,
             min_gpus=smallest,
             advice=() if fits else self._advice(method, settings, number),
@@ -101,7 +104,7 @@ class Planner:
 
     def _smallest(self, method: Method, settings: Settings) -> int | None:
         for number in self._numbers():
-            phases, _ = self._phases(method, settings, number)
+            phases, *_ = self._phases(method, settings, number)
             if max(total(copies) for copies in phases.values()) <= self.gpu.memory_bytes:
                 return number
         return None
@@ -139,7 +142,7 @@ class Planner:
                 text, change = f"no --freeze, {text}", {**change, "freeze": ()}
             changed = replace(settings, **change)
             if changed != settings:
-                phases, _ = self._phases(method, changed, number)
+                phases, *_ = self._phases(method, changed, number)
                 if max(total(copies) for copies in phases.values()) <= self.gpu.memory_bytes:
                     found.append(text)
         return tuple(found)
@@ -148,8 +151,8 @@ class Planner:
 
     def _phases(
         self, method: Method, settings: Settings, number: int
-    ) -> tuple[dict[str, Copies], int]:
-        held, host = self._held(method, settings, number)
+    ) -> tuple[dict[str, Copies], int, int]:
+        held, host, disk = self._held(method, settings, number)
         working = self._working(method, settings, number)
         homes = _homes(held, method.trained, number)
         staying = resident_in_training(method.copies, settings.reference)
@@ -170,7 +173,7 @@ class Planner:
                         fullest = copies
                         parked = max(parked, _parked([held[c] for c in there if c not in copies]))
             phases[phase] = fullest
-        return phases, host + parked
+        return phases, host + parked, disk
 
     def _moment(
         self,
@@ -201,11 +204,13 @@ class Planner:
 
     def _held(
         self, method: Method, settings: Settings, number: int
-    ) -> tuple[dict[str, Kinds], int]:
-        """Copy -> kind -> bytes while it is there (the fullest rank's), and bytes on the host."""
+    ) -> tuple[dict[str, Kinds], int, int]:
+        """Copy -> kind -> bytes while it is there (the fullest rank's), and bytes on the host and
+        on the disk.
+        """
         resident = resident_in_scoring(method.copies, method.refreshed, settings.reference)
         held: dict[str, Kinds] = {}
-        host = 0
+        host = disk = 0
         for role in resident:
             if role == "reward" and not settings.judge:
                 continue
@@ -213,6 +218,7 @@ class Planner:
                 own = self._copies.trained(role, settings, number)
                 held[role] = own.device
                 host += sum(own.host.values())
+                disk += own.disk
             else:
                 held[role] = self._copies.frozen(role, settings)
         weights = self._copies.frozen("policy", replace(settings, lora_rank=0))
@@ -222,7 +228,7 @@ class Planner:
             held["judge_engine"] = {**weights, **cache}
         if settings.judge and "reward" not in resident:
             held["judge"] = self._copies.frozen("reward", settings)
-        return held, host
+        return held, host, disk
 
     def _working(
         self, method: Method, settings: Settings, number: int

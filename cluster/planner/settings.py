@@ -45,4 +45,4 @@ class Settings:
     """The rollout engine and the judge's leave the GPU while others work."""
     time_slice: bool = False
     """One copy on the GPU at a time, the others in host memory."""
-    optimizer_device: Literal["device", "cpu"] = "device"
+    optimizer_device: Literal["device", "cpu", "nvme"] = "device"

@@ -98,7 +98,8 @@ def _check(method: Method, settings: Settings, *, single: bool) -> None:
 
 def summary_table(plans: list[MethodPlan]) -> Table:
     """One line a method."""
-    table = Table(box=ASCII2)
+    on_disk = any(plan.disk_bytes for plan in plans)
+    table = Table(box=ASCII2, padding=(0, 0 if on_disk else 1))
     for title in (
         "method",
         "copies",
@@ -108,6 +109,7 @@ def summary_table(plans: list[MethodPlan]) -> Table:
         "fits",
         "min GPUs",
         "host GB",
+        *(["disk GB"] if on_disk else []),
     ):
         table.add_column(title, justify="left" if title == "method" else "right")
     for plan in plans:
@@ -120,6 +122,7 @@ def summary_table(plans: list[MethodPlan]) -> Table:
             "[green]yes[/green]" if plan.fits else "[red]no[/red]",
             "-" if plan.min_gpus is None else str(plan.min_gpus),
             f"{plan.host_bytes / 1e9:.1f}",
+            *([f"{plan.disk_bytes / 1e9:.1f}"] if on_disk else []),
         )
     return table
 
@@ -156,6 +159,7 @@ def as_json(architecture: Architecture, gpu: Gpu, plans: list[MethodPlan]) -> di
                 "bytes_by_phase": {phase: total(each) for phase, each in plan.phases.items()},
                 "peak_bytes_per_gpu": plan.peak_bytes_per_gpu,
                 "host_bytes": plan.host_bytes,
+                "disk_bytes": plan.disk_bytes,
                 "binding_phase": plan.binding_phase,
                 "fits": plan.fits,
                 "min_gpus": plan.min_gpus,

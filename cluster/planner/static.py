@@ -249,7 +249,7 @@ def _zero_3(shapes: Sequence[TensorShape], sharding: Sharding) -> dict[str, int]
             whole += share * ranks * _width(shape, sharding)
     return {
         "weights": weights + whole,
-        "optimizer": ADAM_BYTES * sum(own) + STEP_BYTES * _num_sub_groups(own, sharding),
+        "optimizer": ADAM_BYTES * sum(own) + STEP_BYTES * len(sub_groups(own, sharding)),
         "gradients": width * sum(own),
         "masters": MASTER_BYTES * sum(own),
         "communication": width * sharding.reduce_bucket_size + ZERO_3_SCALAR_BYTES,
@@ -265,14 +265,18 @@ def touching(shapes: Sequence[TensorShape], start: int, end: int) -> Iterator[Te
         offset += shape.numel
 
 
-def _num_sub_groups(shares: Sequence[int], sharding: Sharding) -> int:
-    """As `_create_fp16_sub_groups` closes them: when full, and after the last tensor."""
-    groups, filled = 0, 0
-    for share in shares:
+def sub_groups(shares: Sequence[int], sharding: Sharding) -> list[range]:
+    """Indices of the tensors that ZeRO 3 optimises at once, as `_create_fp16_sub_groups` closes
+    them: when full, and after the last tensor.
+    """
+    groups: list[range] = []
+    start = filled = 0
+    for index, share in enumerate(shares):
         filled += share
-        if filled >= sharding.sub_group_size:
-            groups, filled = groups + 1, 0
-    return groups + bool(filled)
+        if filled >= sharding.sub_group_size or index == len(shares) - 1:
+            groups.append(range(start, index + 1))
+            start, filled = index + 1, 0
+    return groups
 
 
 def _ceil_div(a: int, b: int) -> int:

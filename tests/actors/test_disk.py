@@ -26,7 +26,7 @@ def test_states_on_a_disk_step_as_those_in_host_memory(
 ):
     groups = [(Row.of_response(sample, (7, 8, 1), sample.id),) for sample in samples[:4]]
     optimisation = Optimisation(learning_rate=1e-3, epochs=2, minibatch_size=2)
-    results = []
+    results, written = [], []
     for place in ("cpu", "nvme"):
         train_actor.load(
             TrainSpec(
@@ -42,10 +42,12 @@ def test_states_on_a_disk_step_as_those_in_host_memory(
         logprobs = np.concatenate(train_actor.score_rows([row for (row,) in groups]))
         held = train_actor.end_phase("train").parked["policy"]
         results.append((metrics["loss"], logprobs, held))
+        written = [file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()]
     (loss, logprobs, in_host), (other_loss, other_logprobs, on_disk) = results
     assert loss == other_loss
     np.testing.assert_array_equal(logprobs, other_logprobs)
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
     # A master and two moments; a step counter stays in memory.
-    assert sum(file.stat().st_size for file in files) == 3 * in_host["masters"]
+    assert sum(written) == 3 * in_host["masters"]
     assert on_disk.get("optimizer", 0) + on_disk.get("masters", 0) < 0.01 * in_host["optimizer"]
+    train_actor.unload()
+    assert not list(tmp_path.rglob("*.swp"))

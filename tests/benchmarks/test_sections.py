@@ -15,6 +15,7 @@ def cells(**needed: tuple[int, int]) -> list[dict]:
             "regime": regime,
             "bytes": needed.get(regime.split(",")[0].split(" ")[0], (10**15, 0))[0],
             "host_bytes": needed.get(regime.split(",")[0].split(" ")[0], (0, 0))[1],
+            "disk_bytes": 3 * 10**9 if regime == "full" else 0,
             "binding_phase": "train",
         }
         for method in ("ppo", "dpo", "nsft")
@@ -39,7 +40,7 @@ def test_what_fits_is_a_table_by_card():
         "cells": cells(full=(50 * 10**9, 0), LoRA=(20 * 10**9, 9 * 10**9)),
     }
     text = "\n".join(sections_fits.lines(result))
-    assert "| m | ppo | LoRA 64 (20.0 + 9 host) | full (50.0) |" in text
+    assert "| m | ppo | LoRA 64 (20.0 + 9 host) | full (50.0 + 3 disk) |" in text
     assert text.startswith("## Which model") and "Predicted" in text
 
 

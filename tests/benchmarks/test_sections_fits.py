@@ -35,7 +35,14 @@ def test_without_a_step_of_a_real_model_nothing_was_measured():
 
 def test_the_section_says_it():
     cells = [
-        {"model": "m", "method": method, "regime": regime, "bytes": 10**10, "host_bytes": 0}
+        {
+            "model": "m",
+            "method": method,
+            "regime": regime,
+            "bytes": 10**10,
+            "host_bytes": 0,
+            "disk_bytes": 0,
+        }
         for method in METHODS
         for regime in REGIMES
     ]

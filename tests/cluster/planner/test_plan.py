@@ -129,6 +129,20 @@ def test_an_offloaded_optimizer_needs_more_host_memory_than_it_frees(planner):
     assert (off.host_bytes - scratch) / number == pytest.approx(20, rel=0.01)
 
 
+def test_an_optimizer_on_a_disk_leaves_the_host(planner):
+    cpu, disk = (
+        planner.plan(METHODS["nsft"], replace(ONE, zero_stage=3, optimizer_device=place), 1)
+        for place in ("cpu", "nvme")
+    )
+    number = planner.architecture.num_parameters
+    assert cpu.disk_bytes == 0
+    # Adam 8 and masters 4; gradients under 1 MiB, as all are here, stay
+    assert disk.disk_bytes / number == pytest.approx(12, rel=0.01)
+    # one sub-group holds all of so small a model, and four buffers take what it takes: 16
+    assert disk.host_bytes / number == pytest.approx(2 + 16, rel=0.01)
+    assert cpu.host_bytes / number == pytest.approx(2 + 16, rel=0.01)
+
+
 def test_time_slicing_needs_the_largest_copy_and_not_the_sum(planner):
     settings = replace(ONE, time_slice=True, sleep=True)
     ppo, nsft = (planner.plan(METHODS[name], settings, 1) for name in ("ppo", "nsft"))
@@ -255,6 +269,7 @@ def test_json_has_the_documented_keys(capsys, tiny_model, model):
         ([*SMALL, "--critic", "shared_base", "--lora", "8"], "--zero 0, 1 or 2"),
         ([*SMALL, "--offload", "optimizer", "--zero", "0"], "needs --zero 1, 2 or 3"),
         ([*SMALL, "--offload", "optimizer", "--time-slice"], "leave out --offload"),
+        ([*SMALL, "--offload", "nvme", "--zero", "2"], "needs --zero 3"),
         ([*SMALL, "--freeze", "vision", "--lora", "8"], "leave out --freeze or --lora"),
         ([*SMALL, "--freeze", "vision", "projector", "language"], "nothing is left to train"),
         (
