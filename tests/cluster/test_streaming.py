@@ -14,7 +14,7 @@ from PIL import Image
 
 NUM_IMAGES = 50
 MEASURE = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from cluster.sources import FilePrompts
 from trainers.data.datasets import SampleFile
@@ -23,7 +23,8 @@ from trainers.data.sample_index import index_samples
 from trainers.data.tally import Tally
 
 def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    # Not ru_maxrss, which begins with what the parent had when it forked.
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 
 path, before = Path(sys.argv[1]), peak_mib()
 file = SampleFile(path, ImageStore(path.parent / "store"))
