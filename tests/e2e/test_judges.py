@@ -188,7 +188,8 @@ def test_a_reward_model_from_a_file(world, tmp_path, monkeypatch, capsys):
     assert main(words) == 0
     found = json.loads((target / "reward" / "bench.json").read_text())
     assert {"acc", "acc_plus", "acc_no_critique", "acc_given_reasons", "acc_long"} <= found.keys()
-    assert 0 <= found["acc_plus"] <= found["acc"] <= 1
+    # ACC+ is of questions, some of which have one pair and others two: it can be above ACC.
+    assert 0 <= found["acc_plus"] <= 1 and 0 <= found["acc"] <= 1
     assert main(words) == 2  # the folder exists
     assert "exists already" in capsys.readouterr().err
 
