@@ -108,8 +108,8 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, arm: Arm, fault: Fault) -> None:
     ask = cluster.sync.policy_buckets
     struck: list[int] = []
 
-    def tampered(session: Any, arm: Arm) -> Any:
-        reference = ask(session, arm)
+    def tampered(session: Any, arm: Arm, *others: Any) -> Any:
+        reference = ask(session, arm, *others)
         phase = json.loads((arm.folder / "phase.json").read_text())["phase"]
         now = (arm.round, phase) == (fault.round, fault.phase)
         if now and (fault.detail != "once" or not struck):
