@@ -11,9 +11,10 @@ from cluster.text_model import writer_folder
 
 
 def load_writer(session: Session, arm: Arm) -> None:
-    """Load the run's text model, if it has one, and hand it to the method."""
+    """Load the run's text model and hand it to the method; without one free another arm's."""
     folder = writer_folder(arm.config)
     if folder is None:
+        session.unload("writer")
         return
     spec = TextSpec(
         model_dir=folder,

@@ -38,7 +38,14 @@ def outcome(folder: Path) -> dict[str, Any]:
     if (folder / "compare.json").is_file():  # an arm's is beside its folder
         found["compare.json"] = without_times(json.loads((folder / "compare.json").read_text()))
     rows = [json.loads(line) for line in (folder / "memory" / "ledger.jsonl").open()]
-    found["phases"] = sorted({(row["round"], row["phase"], row["process"]) for row in rows})
+    # By process, whether or not it was started anew. Those that hold no copy are other runs'.
+    found["phases"] = sorted(
+        {
+            (row["round"], row["phase"], row["process"].split("+")[0])
+            for row in rows
+            if row["copy"] != "process"
+        }
+    )
     return found
 
 

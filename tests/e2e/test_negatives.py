@@ -179,6 +179,11 @@ def test_a_text_model_writes_the_turns(stack, tiny_model, text_model):
                 "is there a red circle ?": "no",
                 "is there a blue square ?": "yes",
             }
+    # Who comes next in the same processes has no such copy.
+    del changes["method"]["corrections"]["model"]
+    changes["method"]["corrections"]["writer"] = "short_answer"
+    result, *_ = run(stack, tiny_model, "short_answers", "unwritten", **changes)
+    assert "writer" not in result.bytes_by_copy
 
 
 @pytest.mark.slow

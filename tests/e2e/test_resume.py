@@ -254,7 +254,8 @@ def require_nothing_left(name: str) -> None:
             try:
                 if wanted in path.read_bytes() and int(path.parent.name) != os.getpid():
                     line = (path.parent / "cmdline").read_text().replace("\0", " ")
-                    left.append(" ".join(line.split()))
+                    if line:  # without one it is on its way out
+                        left.append(" ".join(line.split()))
             except OSError:  # it has ended, or is not ours
                 continue
         if not left:
